@@ -1,0 +1,240 @@
+"""Settings of the layer-wise compressor: one frozen dataclass, checked when it is made.
+
+A value is looked up in this order: an argument in the script, a flag of the command line, the
+environment variable ``HOROVOD_QODA_<NAME>``, the default below.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import fnmatch
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+QUANTIZERS = ("auto", "dithered", "rounded", "uniform", "exponential", "ternary")
+NORMS = ("linf", "l2")
+TOPOLOGIES = ("auto", "allgather", "scatter_reduce")
+RULE_KEYS = ("bits", "quantizer", "bucket_size", "norm", "levels")
+ENV_PREFIX = "HOROVOD_QODA_"
+
+
+def _option(default: Any, help: str) -> Any:
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user asked of the compressor; immutable, equal on all ranks.
+
+    Raises:
+        ValueError: a value is out of range; the message names the setting and what is allowed.
+        TypeError: a value has the wrong type.
+    """
+
+    # 3 bits is where the error of the mean of a few ranks drops below minibatch noise.
+    bits: float = _option(3.0, "mean coded bits per coordinate over the stages used, 0.5 to 8")
+    # "auto" picks the reconstruction with less variance for each layer.
+    quantizer: str = _option("auto", "one of " + ", ".join(QUANTIZERS))
+    # One float32 norm per 1024 coordinates costs 0.03 bit; smaller buckets buy little variance.
+    bucket_size: int = _option(
+        1024, "coordinates that share a norm (level quantizers): a power of two 16..1024, 0 = layer"
+    )
+    # With buckets of 1024 and 3 to 5 bits the L-infinity norm has the least variance.
+    norm: str = _option("linf", "bucket norm of level quantizers: linf or l2")
+    levels: int | None = _option(
+        None, "number s of inner levels of level quantizers, 0..126; default: the s nearest to bits"
+    )
+    # All-gather needs one stage, scatter-reduce moves fewer bytes from 3 to 4 ranks on.
+    topology: str = _option("auto", "one of " + ", ".join(TOPOLOGIES))
+    rules: Mapping[str, Any] = _option(
+        {}, "per-layer overrides, pattern -> 'raw', a number of bits or a dict of settings"
+    )
+    # Below 1024 coordinates the tables and coder states cost more than they save.
+    min_numel: int = _option(1024, "layers with fewer coordinates travel as float32")
+    warmup_steps: int = _option(0, "first exchanges sent uncompressed")
+    # Large enough that headers vanish, small enough that encoding overlaps with backward.
+    fusion_mb: float = _option(16.0, "float32 megabytes of gradients in one exchange buffer")
+    seed: int = _option(0, "seed of the counter-based random numbers, 0..2^32-1")
+    # Ranks of one host usually own all its cores between them.
+    threads: int = _option(1, "threads of the codec on each rank")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rules", dict(self.rules))
+        _number("bits", self.bits, 0.5, 8)
+        _choice("quantizer", self.quantizer, QUANTIZERS)
+        _bucket("bucket_size", self.bucket_size)
+        _choice("norm", self.norm, NORMS)
+        if self.levels is not None:
+            _integer("levels", self.levels, 0, 126)
+        _choice("topology", self.topology, TOPOLOGIES)
+        _integer("min_numel", self.min_numel, 1, 2**40)
+        _integer("warmup_steps", self.warmup_steps, 0, 2**40)
+        _number("fusion_mb", self.fusion_mb, 0.0625, 1024)
+        _integer("seed", self.seed, 0, 2**32 - 1)
+        _integer("threads", self.threads, 1, 1024)
+        for pattern, rule in self.rules.items():
+            _check_rule(pattern, rule)
+
+    @classmethod
+    def resolve(cls, **given: Any) -> Settings:
+        """Settings from arguments, then the environment, then the defaults.
+
+        Args:
+            **given: settings by name; a value of ``None`` counts as not given.
+
+        Raises:
+            TypeError: an unknown name.
+            ValueError: a bad value, also from the environment (the variable is named).
+        """
+        names = {f.name for f in dataclasses.fields(cls)}
+        unknown = sorted(set(given) - names)
+        if unknown:
+            raise TypeError(
+                f"unknown compression setting {unknown[0]!r}; known: {', '.join(sorted(names))}"
+            )
+        values = {name: value for name, value in given.items() if value is not None}
+        for f in dataclasses.fields(cls):
+            text = os.environ.get(ENV_PREFIX + f.name.upper())
+            if f.name not in values and text is not None:
+                try:
+                    values[f.name] = _parse(f.name, text)
+                except ValueError as e:
+                    raise ValueError(f"{ENV_PREFIX}{f.name.upper()}={text!r}: {e}") from None
+        return cls(**values)
+
+    def for_layer(self, name: str) -> Settings | None:
+        """Settings of one layer after its rules; ``None`` when a rule sends it raw.
+
+        Rules are applied in the order given, so a later match overrides an earlier one.
+        """
+        merged: Settings | None = self
+        for pattern, rule in self.rules.items():
+            if not fnmatch.fnmatchcase(name, pattern):
+                continue
+            if rule == "raw":
+                merged = None
+            else:
+                changes = rule if isinstance(rule, Mapping) else {"bits": rule}
+                merged = dataclasses.replace(merged or self, **changes)
+        return merged
+
+    def check_rules(self, names: Iterable[str]) -> None:
+        """Raises ValueError for a rule whose pattern matches none of the layer names."""
+        names = list(names)
+        for pattern in self.rules:
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+                some = ", ".join(names[:5])
+                raise ValueError(
+                    f"rules: pattern {pattern!r} matches no layer; the model has {len(names)} "
+                    f"layers: {some}{', ...' if len(names) > 5 else ''}"
+                )
+
+    def canonical(self) -> dict[str, str]:
+        """Every setting as text, for hashing and for comparing ranks."""
+        return {
+            f.name: json.dumps(getattr(self, f.name), sort_keys=False, default=str)
+            for f in dataclasses.fields(self)
+        }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds one flag for every setting; a flag that is not given stays ``None``."""
+    group = parser.add_argument_group("compression settings")
+    for f in dataclasses.fields(Settings):
+        text = f.metadata["help"]
+        if f.name == "rules":
+            group.add_argument(
+                "--rule", dest="rules", action="append", metavar="PATTERN=SPEC",
+                help="PATTERN=raw, PATTERN=BITS or PATTERN=key:value,key:value; repeatable",
+            )
+        else:
+            group.add_argument(
+                "--" + f.name.replace("_", "-"), type=_parser(f.name), default=None,
+                metavar=f.name.upper(), help=f"{text} (default: {f.default})",
+            )
+
+
+def from_arguments(args: argparse.Namespace) -> Settings:
+    """Settings from the flags of :func:`add_arguments`, the environment and the defaults."""
+    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Settings)}
+    if given["rules"] is not None:
+        given["rules"] = _parse("rules", ";".join(given["rules"]))
+    return Settings.resolve(**given)
+
+
+def _parser(name: str) -> Any:
+    def parse(text: str) -> Any:
+        return _parse(name, text)
+
+    parse.__name__ = name
+    return parse
+
+
+def _parse(name: str, text: str) -> Any:
+    if name == "rules":
+        pairs = [item.partition("=") for item in text.split(";") if item.strip()]
+        return {pattern.strip(): _parse_rule(pattern, spec.strip()) for pattern, _, spec in pairs}
+    if name in ("quantizer", "norm", "topology"):
+        return text
+    if name in ("bits", "fusion_mb"):
+        return float(text)
+    return int(text)
+
+
+def _parse_rule(pattern: str, spec: str) -> Any:
+    if spec == "raw":
+        return spec
+    if ":" not in spec:
+        try:
+            return float(spec)
+        except ValueError:
+            raise ValueError(f"rule {pattern}={spec}: use raw, a number of bits or key:value") from None
+    pairs = [item.partition(":") for item in spec.split(",")]
+    return {key.strip(): _parse(key.strip(), value.strip()) for key, _, value in pairs}
+
+
+def _check_rule(pattern: str, rule: Any) -> None:
+    if rule == "raw":
+        return
+    changes = rule if isinstance(rule, Mapping) else {"bits": rule}
+    unknown = sorted(set(changes) - set(RULE_KEYS))
+    if unknown:
+        raise ValueError(
+            f"rules[{pattern!r}]: unknown setting {unknown[0]!r}; allowed: {', '.join(RULE_KEYS)}"
+        )
+    try:
+        Settings(**changes)
+    except (TypeError, ValueError) as e:
+        raise type(e)(f"rules[{pattern!r}]: {e}") from None
+
+
+def _number(name: str, value: Any, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, not {value!r}")
+    if not (math.isfinite(value) and low <= value <= high):
+        raise ValueError(f"{name} must be between {low} and {high}, not {value!r}")
+
+
+def _integer(name: str, value: Any, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, not {value!r}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be between {low} and {high}, not {value!r}")
+
+
+def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+
+
+def _bucket(name: str, value: Any) -> None:
+    _integer(name, value, 0, 1024)
+    if value and (value < 16 or value & (value - 1)):
+        raise ValueError(f"{name} must be 0 or a power of two from 16 to 1024, not {value!r}")
