@@ -57,7 +57,12 @@ def simd_flags(source: str) -> list[str]:
 def stale(obj: str, source: str) -> bool:
     """Whether an object file is older than its source, any header or this file."""
     built = Path(obj).stat().st_mtime
-    inputs = [Path(source), HERE / "setup.py", Path(pybind11.__file__), *(HERE / NATIVE).glob("*.h*")]
+    inputs = [
+        Path(source),
+        HERE / "setup.py",
+        Path(pybind11.__file__),
+        *(HERE / NATIVE).glob("*.h*"),
+    ]
     return any(path.stat().st_mtime >= built for path in inputs)
 
 
