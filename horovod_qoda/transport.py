@@ -1,0 +1,207 @@
+"""How bytes move between ranks: through Horovod's collectives, or between threads for tests.
+
+Every transport hands out handles that are polled, never waited for in a busy loop, and counts the
+bytes of every tensor it is given, padding included, in one place.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+POLL_S = 0.0005
+"""Longest sleep between two polls: Horovod's own background cycle is 1 ms, so shorter buys little."""
+
+
+class Handle(ABC):
+    """A collective under way."""
+
+    @abstractmethod
+    def done(self) -> bool:
+        """True once :meth:`result` returns without waiting."""
+
+    @abstractmethod
+    def result(self) -> Any:
+        """What the collective returns; raises what it raised."""
+
+    def wait(self) -> Any:
+        """Sleeps until done, then returns the result."""
+        pause = POLL_S / 16
+        while not self.done():
+            time.sleep(pause)
+            pause = min(pause * 2, POLL_S)
+        return self.result()
+
+
+class Transport(ABC):
+    """Collectives over one process set.
+
+    Attributes:
+        rank, size: this process and the number of processes.
+        sent_bytes: bytes of all tensors handed over since the start, padding included.
+    """
+
+    rank: int
+    size: int
+    sent_bytes: int = 0
+
+    def allgather(self, name: str, data: np.ndarray) -> Handle:
+        """Concatenates the one-dimensional ``data`` of all ranks in rank order; lengths may differ."""
+        self.sent_bytes += data.nbytes
+        return self._allgather(name, data)
+
+    def alltoall(self, name: str, data: np.ndarray, splits: np.ndarray) -> Handle:
+        """Sends ``splits[r]`` elements of ``data`` to each rank r.
+
+        The result is ``(received, received_splits)``, in rank order.
+        """
+        self.sent_bytes += data.nbytes
+        return self._alltoall(name, data, splits)
+
+    def allreduce(self, name: str, data: np.ndarray) -> Handle:
+        """Elementwise sum over ranks of float32, float64, int32 or int64."""
+        self.sent_bytes += data.nbytes
+        return self._allreduce(name, data)
+
+    @abstractmethod
+    def _allgather(self, name: str, data: np.ndarray) -> Handle: ...
+
+    @abstractmethod
+    def _alltoall(self, name: str, data: np.ndarray, splits: np.ndarray) -> Handle: ...
+
+    @abstractmethod
+    def _allreduce(self, name: str, data: np.ndarray) -> Handle: ...
+
+
+class HorovodTransport(Transport):
+    """Stock Horovod's asynchronous collectives on CPU tensors."""
+
+    def __init__(self, process_set: Any = None) -> None:
+        import horovod.torch as hvd
+
+        self._hvd = hvd
+        self._set = hvd.global_process_set if process_set is None else process_set
+        self.rank, self.size = self._set.rank(), self._set.size()
+
+    def _allgather(self, name: str, data: np.ndarray) -> Handle:
+        return self._enqueue(self._hvd.allgather_async, name, _tensor(data), convert=_array)
+
+    def _alltoall(self, name: str, data: np.ndarray, splits: np.ndarray) -> Handle:
+        counts = _tensor(np.ascontiguousarray(splits, np.int32))
+        return self._enqueue(
+            self._hvd.alltoall_async, name, _tensor(data), splits=counts,
+            convert=lambda out: (_array(out[0]), _array(out[1])),
+        )
+
+    def _allreduce(self, name: str, data: np.ndarray) -> Handle:
+        return self._enqueue(
+            self._hvd.allreduce_async, name, _tensor(data), op=self._hvd.Sum, convert=_array
+        )
+
+    def _enqueue(self, call: Any, name: str, tensor: Any, convert: Any, **options: Any) -> Handle:
+        handle = call(tensor, name=name, process_set=self._set, **options)
+        return _HorovodHandle(self._hvd, handle, name, convert)
+
+
+class _HorovodHandle(Handle):
+    def __init__(self, hvd: Any, handle: int, name: str, convert: Callable[[Any], Any]) -> None:
+        self._hvd, self._handle, self._name, self._convert = hvd, handle, name, convert
+
+    def done(self) -> bool:
+        return self._hvd.poll(self._handle)
+
+    def result(self) -> Any:
+        try:
+            return self._convert(self._hvd.synchronize(self._handle))
+        except self._hvd.HorovodInternalError as e:
+            raise self._hvd.HorovodInternalError(
+                f"rank {self._hvd.rank()}: the collective {self._name!r} failed, most likely "
+                f"because another rank ended or is unreachable: {e}"
+            ) from e
+
+
+def _tensor(array: np.ndarray) -> Any:
+    import torch
+
+    return torch.from_numpy(array)
+
+
+def _array(tensor: Any) -> np.ndarray:
+    return tensor.numpy()
+
+
+class LocalTransport(Transport):
+    """Ranks are threads of one process; made by :func:`local_transports`, for tests."""
+
+    def __init__(self, rank: int, size: int, board: _Board) -> None:
+        self.rank, self.size, self._board = rank, size, board
+
+    def _allgather(self, name: str, data: np.ndarray) -> Handle:
+        return self._board.post(name, self.rank, data.copy(), lambda parts: np.concatenate(parts))
+
+    def _alltoall(self, name: str, data: np.ndarray, splits: np.ndarray) -> Handle:
+        pieces = np.split(data.copy(), np.cumsum(splits)[:-1])
+
+        def mine(parts: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+            received = [part[self.rank] for part in parts]
+            return np.concatenate(received), np.array([len(x) for x in received], np.int32)
+
+        return self._board.post(name, self.rank, pieces, mine)
+
+    def _allreduce(self, name: str, data: np.ndarray) -> Handle:
+        return self._board.post(
+            name, self.rank, data.copy(), lambda parts: np.sum(parts, axis=0, dtype=data.dtype)
+        )
+
+
+class _Board:
+    """Where threads leave what they send; a collective is complete when all have posted."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._lock = threading.Lock()
+        self._parts: dict[tuple[str, int], dict[int, Any]] = {}
+        self._turn: dict[tuple[str, int], int] = {}
+        self._taken: dict[tuple[str, int], int] = {}
+
+    def post(self, name: str, rank: int, part: Any, combine: Callable[[list[Any]], Any]) -> Handle:
+        with self._lock:
+            turn = self._turn.get((name, rank), 0)
+            self._turn[name, rank] = turn + 1
+            self._parts.setdefault((name, turn), {})[rank] = part
+        return _LocalHandle(self, (name, turn), combine)
+
+    def ready(self, key: tuple[str, int]) -> bool:
+        with self._lock:
+            return len(self._parts[key]) == self._size
+
+    def take(self, key: tuple[str, int]) -> list[Any]:
+        """The parts of all ranks; forgotten once every rank has taken them."""
+        with self._lock:
+            parts = self._parts[key]
+            self._taken[key] = self._taken.get(key, 0) + 1
+            if self._taken[key] == self._size:
+                del self._parts[key], self._taken[key]
+        return [parts[rank] for rank in range(self._size)]
+
+
+class _LocalHandle(Handle):
+    def __init__(self, board: _Board, key: tuple[str, int], combine: Callable[..., Any]) -> None:
+        self._board, self._key, self._combine = board, key, combine
+
+    def done(self) -> bool:
+        return self._board.ready(self._key)
+
+    def result(self) -> Any:
+        return self._combine(self._board.take(self._key))
+
+
+def local_transports(size: int) -> list[LocalTransport]:
+    """``size`` connected in-process transports, one for each thread."""
+    board = _Board(size)
+    return [LocalTransport(rank, size, board) for rank in range(size)]

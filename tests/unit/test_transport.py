@@ -1,0 +1,55 @@
+"""The in-process transport behaves like Horovod's: ragged, empty, repeated and out of order."""
+
+import threading
+
+import numpy as np
+import pytest
+from horovod_qoda.transport import local_transports
+
+
+def in_threads(transports, function):
+    """Runs ``function(transport)`` in one thread a rank and returns the results in rank order."""
+    results, errors = [None] * len(transports), []
+
+    def run(rank):
+        try:
+            results[rank] = function(transports[rank])
+        except BaseException as e:
+            errors.append(e)
+
+    threads = [threading.Thread(target=run, args=(r,)) for r in range(len(transports))]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(60)
+    assert not any(t.is_alive() for t in threads), "a rank hangs"
+    if errors:
+        raise errors[0]
+    return results
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_collectives(size):
+    def run(t):
+        a = t.allgather("a", np.full(t.rank, t.rank, np.uint8)).wait()
+        splits = np.arange(size, dtype=np.int32)
+        data = np.repeat(np.arange(size) + 10 * t.rank, splits).astype(np.uint8)
+        b, received = t.alltoall("b", data, splits).wait()
+        c = t.allreduce("c", np.array([t.rank, 1], np.int64)).wait()
+        return a, b, received, c
+
+    for rank, (a, b, received, c) in enumerate(in_threads(local_transports(size), run)):
+        assert a.tolist() == [r for r in range(size) for _ in range(r)]
+        assert b.tolist() == [rank + 10 * r for r in range(size) for _ in range(rank)]
+        assert received.tolist() == [rank] * size
+        assert c.tolist() == [sum(range(size)), size]
+
+
+def test_same_name_again_is_another_collective_and_bytes_are_counted():
+    def run(t):
+        out = [t.allgather("x", np.array([(10 * i + t.rank) % 256], np.uint8)).wait() for i in range(50)]
+        return [o.tolist() for o in out], t.sent_bytes
+
+    for out, sent in in_threads(local_transports(2), run):
+        assert out == [[10 * i % 256, (10 * i + 1) % 256] for i in range(50)]
+        assert sent == 50
