@@ -1,8 +1,8 @@
 """Which MPI is this: its family, version and where its programs are.
 
 Horovod is compiled against one MPI and must be started by the launcher of the same one; started by
-another, every rank believes it is alone (horovod/horovod#1646). So an MPI has an identity here, kept
-when Horovod is built and compared when a job is started.
+another, every rank believes it is alone (horovod/horovod#1646). So an MPI has an identity here:
+kept when Horovod is built, compared when a job is started.
 """
 
 from __future__ import annotations

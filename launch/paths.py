@@ -27,3 +27,9 @@ def bin_dir(venv: Path) -> Path:
     """The environment's programs; those of the running Python where there is no environment."""
     folder = venv / "bin"
     return folder if (folder / "python").exists() else Path(sys.executable).parent
+
+
+def build_jobs(environ: Mapping[str, str] = os.environ) -> int:
+    """Compilers to run side by side: ``HOROVOD_QODA_BUILD_JOBS``, or up to 8 (each takes 2 GB)."""
+    wanted = environ.get("HOROVOD_QODA_BUILD_JOBS", "")
+    return int(wanted) if wanted.isdigit() and int(wanted) else min(8, os.cpu_count() or 1)

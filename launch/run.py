@@ -1,6 +1,6 @@
 """The command line that starts N ranks on this machine, right for the MPI that is there.
 
-As a program:   python launch/run.py -np 4 [--mpirun] [--print] -- python examples/wgan.py --steps 20
+As a program:   python launch/run.py -np 4 [--mpirun] [--print] -- python examples/wgan.py
 From Python:    job = launch.run.command(4, ["python", "examples/wgan.py"])
                 subprocess.run(job.argv, env=job.env)
 

@@ -1,0 +1,185 @@
+"""Horovod as a wheel: built once for each combination of versions, then taken from the cache."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from launch import find, horovod_source, mpi, paths, pins, venv
+from launch.errors import SetupError
+from launch.mpi import Mpi
+from launch.shell import CommandFailed, run
+
+# MPI only: Gloo needs CMake older than 4, and the other frameworks are not there.
+_BUILD = {
+    "HOROVOD_WITH_MPI": "1",
+    "HOROVOD_WITHOUT_GLOO": "1",
+    "HOROVOD_WITH_PYTORCH": "1",
+    "HOROVOD_WITHOUT_TENSORFLOW": "1",
+    "HOROVOD_WITHOUT_MXNET": "1",
+}
+# GCC 13 and newer include less by themselves (horovod/horovod#3957).
+_INCLUDES = "-include cstdint -include stdexcept -include string"
+
+
+def key(environment: Path, used: Mpi, log: Path) -> str:
+    """Name of the cache folder: everything that the compiled library depends on."""
+    program = (
+        "import json, sys, sysconfig, torch; print(json.dumps([torch.__version__, "
+        "str(torch.version.cuda), torch.compiled_with_cxx11_abi(), "
+        "sysconfig.get_config_var('SOABI'), sysconfig.get_platform()]))"
+    )
+    try:
+        printed = run([venv.python(environment), "-c", program], log)
+    except CommandFailed as failed:
+        raise SetupError(
+            f"the PyTorch that was found cannot be imported:\n{failed.output.strip()[-600:]}",
+            "install one that works in that Python, or call set-up with another: "
+            "make setup PYTHON=...",
+        ) from failed
+    torch_version, cuda, cxx11, soabi, platform = json.loads(printed.splitlines()[-1])
+    parts = [
+        f"horovod-{pins.HOROVOD}-r{horovod_source.RECIPE}",
+        f"torch-{torch_version}-{'cpu' if cuda == 'None' else cuda}{'' if cxx11 else '-oldabi'}",
+        f"{soabi}-{platform}",
+        used.identity,
+    ]
+    return "_".join("".join(c if c.isalnum() or c in ".+-" else "-" for c in p) for p in parts)
+
+
+def ensure(
+    environment: Path,
+    used: Mpi,
+    torch_version: str,
+    installed_key: str | None,
+    log: Path,
+    say: Callable[[str], None],
+    *,
+    rebuild: bool = False,
+) -> tuple[str, str]:
+    """Have Horovod in the environment; return its key and where it came from.
+
+    Args:
+        used: the MPI to build with.
+        installed_key: key of the wheel that set-up installed here before, or None.
+        rebuild: take neither the installed nor a cached one.
+    """
+    wanted = key(environment, used, log)
+    there = venv.versions(environment, ["horovod"], log)["horovod"]
+    own = any(venv.site_packages(environment).glob("horovod-*.dist-info"))
+    if there == pins.HOROVOD and not rebuild:
+        if own and installed_key == wanted:
+            return wanted, "kept"
+        if not own and _works(environment, log):
+            return wanted, "kept: the calling Python's own, built with MPI"
+    wheel, how = _wheel(environment, used, torch_version, wanted, log, say, rebuild)
+    venv.pip_install(environment, *pins.HOROVOD_REQUIRES, log=log)
+    venv.pip_install(environment, "--no-deps", "--force-reinstall", wheel, log=log)
+    return wanted, how
+
+
+def _works(environment: Path, log: Path) -> bool:
+    program = "import horovod.torch as hvd, sys; sys.exit(not hvd.mpi_built())"
+    try:
+        run([venv.python(environment), "-c", program], log)
+    except CommandFailed:
+        return False
+    return True
+
+
+def _wheel(
+    environment: Path,
+    used: Mpi,
+    torch_version: str,
+    wanted: str,
+    log: Path,
+    say: Callable[[str], None],
+    rebuild: bool,
+) -> tuple[Path, str]:
+    folder = paths.cache_dir() / wanted
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SetupError(
+            f"the cache folder cannot be made: {error}", "name another: XDG_CACHE_HOME=..."
+        ) from error
+    with locked(folder / "lock", lambda: say("horovod: another set-up is building it; waiting")):
+        cached = sorted(folder.glob("horovod-*.whl"))
+        if cached and not rebuild:
+            return cached[0], f"from the cache, {folder}"
+        say("horovod: building it with MPI against this PyTorch (2 to 5 minutes)")
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="horovod-build-") as scratch:
+            built = _build(environment, used, torch_version, Path(scratch), log)
+            wheel = folder / built.name
+            shutil.copyfile(built, folder / "unfinished")
+            os.replace(folder / "unfinished", wheel)
+        return wheel, f"built in {time.monotonic() - began:.0f} s, kept in {folder}"
+
+
+def _build(environment: Path, used: Mpi, torch_version: str, scratch: Path, log: Path) -> Path:
+    if used.mpicxx is None:
+        raise SetupError(
+            f"{used.mpirun} has no mpicxx beside it: its development part is missing",
+            "Debian, Ubuntu: sudo apt-get install libopenmpi-dev (or: make setup ARGS=--system)",
+        )
+    path = os.pathsep.join(
+        [str(Path(used.mpicxx).parent), str(environment / "bin"), os.environ.get("PATH", "")]
+    )
+    tools = list(pins.HOROVOD_REQUIRES)
+    if not find.has_cmake(path):
+        tools.append(pins.CMAKE)
+    venv.pip_install(environment, *tools, log=log)
+    sdist = horovod_source.download(environment, scratch, log)
+    source = horovod_source.unpack(sdist, scratch)
+    horovod_source.edit(source, torch_version, _rpath(used))
+    # What an outer make left in these would reach the inner one.
+    outer = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    variables = {
+        **outer,
+        **_BUILD,
+        "PATH": path,
+        "MAKEFLAGS": f"-j{paths.build_jobs()}",
+        "CXXFLAGS": f"{os.environ.get('CXXFLAGS', '')} {_INCLUDES}".strip(),
+    }
+    command: list[str | Path] = [
+        venv.python(environment),
+        "-m",
+        "pip",
+        "wheel",
+        source,
+        "--wheel-dir",
+        scratch,
+    ]
+    try:
+        # No pip cache: it would hand out a wheel that was built for another MPI or PyTorch.
+        run([*command, "--no-deps", "--no-build-isolation", "--no-cache-dir"], log, env=variables)
+    except CommandFailed as failed:
+        raise horovod_source.failure(failed.output) from failed
+    return next(scratch.glob("horovod-*.whl"))
+
+
+def _rpath(used: Mpi) -> list[str]:
+    # From site-packages/horovod/torch: PyTorch's libraries, and those of an MPI in the environment.
+    near = ["$ORIGIN/../../torch/lib"]
+    return [*near, "$ORIGIN/../../../.."] if used.relocatable else [*near, *mpi.library_dirs(used)]
+
+
+@contextmanager
+def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold a file lock; `waiting` is called once if somebody else has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            waiting()
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
