@@ -1,0 +1,45 @@
+"""The payload of an exchange: code tables and entropy coding, from floats to bytes and back."""
+
+from horovod_qoda.coding.payload import (
+    KIND_CODED,
+    KIND_NONFINITE,
+    KIND_RAW,
+    KIND_ZERO,
+    SEGMENT,
+    Header,
+    PayloadError,
+    copy_stats,
+    decode,
+    decode_sum,
+    encode,
+    max_payload_bytes,
+    peek,
+    seal,
+    simd,
+    steps,
+    sum_sq_diff,
+)
+from horovod_qoda.coding.tables import Book, entropy, entropy_bits
+
+__all__ = [
+    "KIND_CODED",
+    "KIND_NONFINITE",
+    "KIND_RAW",
+    "KIND_ZERO",
+    "SEGMENT",
+    "Book",
+    "Header",
+    "PayloadError",
+    "copy_stats",
+    "decode",
+    "decode_sum",
+    "encode",
+    "entropy",
+    "entropy_bits",
+    "max_payload_bytes",
+    "peek",
+    "seal",
+    "simd",
+    "steps",
+    "sum_sq_diff",
+]

@@ -1,0 +1,1 @@
+"""The compiled codec, ``horovod_qoda.native._codec``. Use it through ``horovod_qoda.coding``."""

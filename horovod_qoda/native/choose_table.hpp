@@ -1,0 +1,17 @@
+// The code table of one type in one payload: agreed or inline, whichever costs fewer bits.
+#pragma once
+
+#include "quantize.hpp"
+
+namespace qoda {
+
+struct ChosenTable {
+  uint8_t kind;  // TableKind
+  CodeTable table;
+};
+
+// `kinds` holds the Kind of every segment. A type without coded coordinates gets kNoTable.
+ChosenTable choose_table(const QuantizeContext& context, const Plan& plan, const TypeRun& run,
+                         const uint8_t* kinds, const Book* book, Workspace& workspace);
+
+}  // namespace qoda

@@ -1,0 +1,286 @@
+// Floats to one payload: kinds and side values, tables, then block after block.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <mutex>
+
+#include "choose_table.hpp"
+#include "float_environment.hpp"
+#include "parallel.hpp"
+#include "sides.hpp"
+#include "wire.hpp"
+
+namespace qoda {
+namespace {
+
+[[noreturn]] void refuse(size_t row, const char* why) {
+  throw std::invalid_argument("segment " + std::to_string(row) + ": " + why);
+}
+
+class Encoder {
+ public:
+  Encoder(const EncodeRequest& request, uint8_t* out)
+      : request_(request),
+        out_(out),
+        plan_(make_plan(request.segments, request.n_segments, request.n_values,
+                        request.levels->counts())) {}
+
+  uint64_t run() {
+    find_kinds();
+    write_meta();
+    const uint64_t end = write_raw_blocks(write_coded_blocks());
+    write_header(end);
+    return end;
+  }
+
+ private:
+  void find_kinds();
+  uint8_t kind_of(size_t row, float* sides) const;
+  void write_meta();
+  void write_header(uint64_t length);
+  uint64_t write_coded_blocks();
+  uint64_t write_raw_blocks(uint64_t at);
+  uint32_t encode_block(const Block& block, Workspace& work, Counts* counts, uint8_t* to,
+                        uint8_t* entry) const;
+  uint64_t coded_symbols(const Block& block) const;
+  QuantizeContext context() const {
+    return {request_.values, request_.segments, side_at_.data(), request_.levels, request_.header};
+  }
+
+  const EncodeRequest& request_;
+  uint8_t* out_;
+  Plan plan_;
+  std::vector<uint8_t> kinds_;
+  std::vector<float> sides_;
+  std::vector<const float*> side_at_;
+  std::vector<ChosenTable> tables_;
+  uint64_t raw_values_ = 0;
+  uint64_t block_table_ = 0;
+  uint64_t meta_bytes_ = 0;
+  size_t n_blocks_ = 0;
+};
+
+uint8_t Encoder::kind_of(size_t row, float* sides) const {
+  const Segment& s = request_.segments[row];
+  if (s.nonfinite != 0) return kNonfinite;
+  if (s.quantizer == kRawQuantizer) return kRaw;
+  if (s.quantizer == kOneStream) {
+    if (!(s.step >= 0.0f) || std::isinf(s.step)) refuse(row, "step must be finite and >= 0");
+    if (s.step == 0.0f) return kZero;
+    return s.step < kMinStep || s.step > kMaxStep ? kRaw : kCoded;
+  }
+  switch (compute_sides(request_.values + s.offset, s, *request_.levels, sides)) {
+    case Sides::kAllZero: return kZero;
+    case Sides::kOutOfRange: return kRaw;
+    case Sides::kNotFinite: refuse(row, "values hold NaN or Inf but nonfinite is 0");
+    case Sides::kUsable: break;
+  }
+  return kCoded;
+}
+
+void Encoder::find_kinds() {
+  kinds_.resize(request_.n_segments);
+  side_at_.assign(request_.n_segments, nullptr);
+  sides_.resize(plan_.side_offset.back());
+  parallel_ranges(request_.n_segments, request_.threads, [&](size_t, size_t row, size_t end) {
+    for (; row < end; ++row) {
+      float* sides = sides_.data() + plan_.side_offset[row];
+      kinds_[row] = kind_of(row, sides);
+      side_at_[row] = sides;
+    }
+  });
+  for (size_t row = 0; row < request_.n_segments; ++row)
+    if (kinds_[row] == kRaw) raw_values_ += request_.segments[row].numel;
+}
+
+void Encoder::write_meta() {
+  uint64_t at = kHeaderBytes;
+  for (size_t row = 0; row < request_.n_segments; ++row, at += kRecordBytes) {
+    const Segment& s = request_.segments[row];
+    const bool has_step = kinds_[row] == kCoded && s.quantizer == kOneStream;
+    store<float>(out_ + at, has_step ? s.step : 0.0f);
+    out_[at + 4] = kinds_[row];
+    out_[at + 5] = mode_byte(s);
+    out_[at + 6] = bucket_byte(s);
+    out_[at + 7] = levels_byte(s, *request_.levels);
+  }
+  for (size_t row = 0; row < request_.n_segments; ++row) {
+    if (kinds_[row] != kCoded) continue;
+    const uint64_t bytes = 4 * side_values(request_.segments[row]);
+    if (bytes != 0) std::memcpy(out_ + at, side_at_[row], bytes);
+    at += bytes;
+  }
+  Workspace workspace;
+  FloatEnvironment environment;
+  for (const TypeRun& run : plan_.types) {
+    tables_.push_back(
+        choose_table(context(), plan_, run, kinds_.data(), request_.book, workspace));
+    out_[at++] = tables_.back().kind;
+    if (tables_.back().kind != kInline) continue;
+    for (uint8_t byte : serialize(tables_.back().table)) out_[at++] = byte;
+  }
+  while (at % 4 != 0) out_[at++] = 0;
+  block_table_ = at;
+  n_blocks_ = plan_.blocks.size() + (raw_values_ + kBlockSymbols - 1) / kBlockSymbols;
+  meta_bytes_ = at + n_blocks_ * kBlockEntryBytes;
+  if (meta_bytes_ > UINT32_MAX)
+    throw std::invalid_argument("bucket norms of 4 GiB or more; use larger buckets");
+}
+
+uint64_t Encoder::coded_symbols(const Block& block) const {
+  uint64_t n = 0;
+  for (uint32_t p = block.first_piece; p < block.end_piece; ++p)
+    if (kinds_[plan_.pieces[p].segment] == kCoded) n += plan_.pieces[p].numel;
+  return n;
+}
+
+void write_entry(uint8_t* entry, uint64_t length, uint32_t escapes, const uint8_t* bytes) {
+  store<uint32_t>(entry, static_cast<uint32_t>(length));
+  store<uint32_t>(entry + 4, escapes);
+  store<uint32_t>(entry + 8, kernels().crc32c(0, bytes, padded4(length)));
+}
+
+// Every k as float32: for the rare block that coding would make longer.
+uint64_t write_plain(const Workspace& work, size_t n, uint8_t* to) {
+  const float* escape = work.escapes.data();
+  for (size_t i = 0; i < n; ++i) {
+    const float k =
+        work.codes[i] == 0 ? *escape++ : static_cast<float>(int{work.codes[i]} - kCodeZero);
+    store<float>(to + 4 * i, k);
+  }
+  return 4 * n;
+}
+
+// Returns the bytes written, padding included: at most 4 for every symbol.
+uint32_t Encoder::encode_block(const Block& block, Workspace& work, Counts* counts, uint8_t* to,
+                               uint8_t* entry) const {
+  const CodeTable& table = tables_[block.slot].table;
+  size_t n = 0, escapes = 0;
+  for (uint32_t p = block.first_piece; p < block.end_piece; ++p) {
+    const Piece& piece = plan_.pieces[p];
+    if (kinds_[piece.segment] != kCoded) continue;
+    const Symbols out = {work.codes.data() + n, work.escapes.data() + escapes};
+    const size_t found =
+        quantize(context(), piece.segment, piece.start, piece.numel, table.range(), out);
+    for (size_t e = 0; e < found; ++e)
+      if (!std::isfinite(out.escapes[e]))
+        refuse(piece.segment, "values hold NaN or Inf but nonfinite is 0, or value / step overflows");
+    n += piece.numel;
+    escapes += found;
+  }
+  if (counts != nullptr)
+    count_symbols(work.codes.data(), n, work.escapes.data(), escapes, *counts);
+  if (n == 0 || table.certain_code() != 0) {
+    write_entry(entry, 0, 0, to);
+    return 0;
+  }
+  EncodeTable lookup;
+  fill(table, lookup);
+  uint32_t states[kLanes];
+  std::fill(states, states + kLanes, kStateLow);
+  const uint16_t* end = work.words.data() + work.words.size();
+  const uint16_t* words = kernels().rans_encode(work.codes.data(), n, lookup, states,
+                                                work.words.data() + work.words.size());
+  const uint64_t word_bytes = 2 * static_cast<uint64_t>(end - words);
+  uint64_t length = kStateBytes + 4 * escapes + word_bytes;
+  if (padded4(length) > 4 * n) {
+    length = write_plain(work, n, to);
+    write_entry(entry, length, kPlainFlag, to);
+    return static_cast<uint32_t>(length);
+  }
+  std::memcpy(to, states, kStateBytes);
+  std::memcpy(to + kStateBytes, work.escapes.data(), 4 * escapes);
+  std::memcpy(to + kStateBytes + 4 * escapes, words, word_bytes);
+  std::memset(to + length, 0, padded4(length) - length);
+  write_entry(entry, length, static_cast<uint32_t>(escapes), to);
+  return static_cast<uint32_t>(padded4(length));
+}
+
+// Each worker writes where its blocks would start if all before it had their greatest length; the
+// gaps are closed afterwards.
+uint64_t Encoder::write_coded_blocks() {
+  const size_t n = plan_.blocks.size();
+  std::vector<uint64_t> greatest(n + 1, meta_bytes_);
+  for (size_t b = 0; b < n; ++b) greatest[b + 1] = greatest[b] + 4 * coded_symbols(plan_.blocks[b]);
+  struct Region {
+    uint64_t first = 0, end = 0;
+  };
+  std::vector<Region> regions(request_.threads == 0 ? 1 : request_.threads);
+  std::mutex histogram;
+  parallel_ranges(n, request_.threads, [&](size_t worker, size_t first, size_t last) {
+    Workspace work;
+    uint64_t at = greatest[first];
+    regions[worker].first = at;
+    for (size_t b = first; b < last; ++b) {
+      const Block& block = plan_.blocks[b];
+      Counts counts{};
+      at += encode_block(block, work, request_.histogram ? &counts : nullptr, out_ + at,
+                         out_ + block_table_ + b * kBlockEntryBytes);
+      if (request_.histogram == nullptr) continue;
+      const std::lock_guard<std::mutex> lock(histogram);
+      int64_t* row = request_.histogram + size_t{256} * plan_.types[block.slot].type;
+      for (size_t code = 0; code < 256; ++code) row[code] += static_cast<int64_t>(counts[code]);
+    }
+    regions[worker].end = at;
+  });
+  uint64_t at = meta_bytes_;
+  for (const Region& region : regions) {
+    const uint64_t bytes = region.end - region.first;
+    if (bytes != 0 && region.first != at) std::memmove(out_ + at, out_ + region.first, bytes);
+    at += bytes;
+  }
+  return at;
+}
+
+uint64_t Encoder::write_raw_blocks(uint64_t at) {
+  const uint64_t start = at;
+  for (size_t row = 0; row < request_.n_segments; ++row) {
+    if (kinds_[row] != kRaw) continue;
+    const Segment& s = request_.segments[row];
+    std::memcpy(out_ + at, request_.values + s.offset, 4 * s.numel);
+    at += 4 * s.numel;
+  }
+  uint8_t* entry = out_ + block_table_ + plan_.blocks.size() * kBlockEntryBytes;
+  for (uint64_t block = start; block < at; block += 4 * kBlockSymbols, entry += kBlockEntryBytes)
+    write_entry(entry, std::min(at - block, 4 * kBlockSymbols), 0, out_ + block);
+  return at;
+}
+
+void Encoder::write_header(uint64_t length) {
+  const Header& h = request_.header;
+  store(out_ + kAtMagic, kMagic);
+  store(out_ + kAtVersion, kVersion);
+  store(out_ + kAtHeaderBytes, static_cast<uint16_t>(kHeaderBytes));
+  store(out_ + kAtLength, length);
+  store(out_ + kAtLayoutHash, h.layout_hash);
+  store(out_ + kAtExchange, h.exchange);
+  store(out_ + kAtKey, h.key);
+  store(out_ + kAtBookHash, request_.book ? request_.book->hash : h.book_hash);
+  store(out_ + kAtCoordinates, plan_.coordinates);
+  store(out_ + kAtRank, h.rank);
+  store(out_ + kAtChunk, h.chunk);
+  store(out_ + kAtStage, h.stage);
+  store(out_ + kAtSegments, static_cast<uint32_t>(request_.n_segments));
+  store(out_ + kAtBlocks, static_cast<uint32_t>(n_blocks_));
+  store(out_ + kAtLevelsCrc, request_.levels->crc());
+  store(out_ + kAtMetaBytes, static_cast<uint32_t>(meta_bytes_));
+  stamp(out_, meta_bytes_, h.sum_sq, h.sum_sq_diff, h.aux);
+}
+
+}  // namespace
+
+uint64_t encode(const EncodeRequest& request, uint8_t* out, uint64_t capacity) {
+  const uint64_t needed = max_payload_bytes(request.segments, request.n_segments);
+  if (capacity < needed)
+    throw std::invalid_argument("out has " + std::to_string(capacity) + " bytes but up to " +
+                                std::to_string(needed) +
+                                " may be needed; size it with max_payload_bytes");
+  if (request.histogram != nullptr)
+    for (size_t row = 0; row < request.n_segments; ++row)
+      if (request.segments[row].quantizer != kRawQuantizer &&
+          request.segments[row].type >= request.n_types)
+        refuse(row, "type has no row in the histogram");
+  return Encoder(request, out).run();
+}
+
+}  // namespace qoda
