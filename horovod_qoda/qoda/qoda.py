@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from horovod_qoda.qoda._block import Block, blocks_of, squared_norm
+from horovod_qoda.qoda._block import Block, blocks_of, squared_distance, squared_norm
 from horovod_qoda.qoda._eager import Closure, EagerOptimizer, Group, check_number, work_dtype
 
 VARIANTS = ("coupled", "separated")
@@ -236,13 +236,16 @@ class QODA(EagerOptimizer):
         blocks = [block for group in self.param_groups for block in blocks_of(self.state, group)]
         if sums is None:
             sums = self._own_sums(blocks)
-        if not all(math.isfinite(value) for value in sums if value is not None):
+        sum_sq, sum_sq_diff, move_sq = sums
+        if move_sq is None:
+            move_sq = self.last_move_sq()
+        if not math.isfinite(sum_sq + sum_sq_diff + move_sq):
             raise FloatingPointError(
-                f"QODA step {self.param_groups[0]['t'] + 1}: the sums of squared gradients are not "
-                f"finite ({sums[0]}, {sums[1]}). Look for the layer with NaN or Inf; skip this "
-                "step to go on without it"
+                f"QODA step {self.param_groups[0]['t'] + 1}: sums of squares are not finite "
+                f"(gradients {sum_sq}, differences {sum_sq_diff}, moves {move_sq}). Look for the "
+                "layer with NaN or Inf; leave this step out to go on without it"
             )
-        self._advance(blocks, *sums)
+        self._advance(blocks, sum_sq, sum_sq_diff, move_sq)
         return loss
 
     def _own_sums(self, blocks: list[Block]) -> tuple[float, float, float | None]:
@@ -251,7 +254,7 @@ class QODA(EagerOptimizer):
         return sum(squared_norm(block.grads or []) for block in blocks), 0.0, None
 
     def _advance(
-        self, blocks: list[Block], sum_sq: float, sum_sq_diff: float, move_sq: float | None
+        self, blocks: list[Block], sum_sq: float, sum_sq_diff: float, move_sq: float
     ) -> None:
         head = self.param_groups[0]
         separated = head["variant"] == "separated"
@@ -262,7 +265,7 @@ class QODA(EagerOptimizer):
         head["t"] += 1
         if separated:
             head["sum_sq"] += head["last_sq"]
-            head["sum_move_sq"] += head["last_move_sq"] if move_sq is None else move_sq
+            head["sum_move_sq"] += move_sq
             head["last_sq"] = sum_sq
         else:
             head["sum_sq_diff"] += sum_sq_diff
@@ -275,8 +278,7 @@ class QODA(EagerOptimizer):
             block.accumulate()
             base = block.base(eta, self.project_, out=block.own_points())
             if separated:
-                torch._foreach_sub_(before, base)
-                moved += squared_norm(before)
+                moved += squared_distance(before, base)
             block.lead(base, gamma, self.project_)
         head["last_move_sq"] = moved
 

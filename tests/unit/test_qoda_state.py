@@ -1,0 +1,376 @@
+"""What QODA keeps: checkpoints, precisions, groups added late, the average, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from horovod_qoda.qoda import QODA, ExtraAdam, OptimisticAdam
+
+KINDS: dict[str, Any] = {
+    "coupled": lambda params: QODA(params, lr=0.3),
+    "separated": lambda params: QODA(params, lr=0.3, variant="separated", q_hat=0.1),
+    "not ergodic": lambda params: QODA(params, lr=0.3, ergodic=False),
+    "optimistic adam": lambda params: OptimisticAdam(params, lr=0.01),
+    "extra adam": lambda params: ExtraAdam(params, lr=0.01),
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def make_params(dtype: torch.dtype = torch.float32, seed: int = 3) -> list[torch.nn.Parameter]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(4, 3), (5,), (), (0,), (2, 0, 3), (1,)]
+    return [torch.nn.Parameter(torch.randn(s, generator=generator).to(dtype)) for s in shapes]
+
+
+def advance(optimizer: Any, params: list[torch.nn.Parameter], first: int, last: int) -> None:
+    """Steps `first` to `last` − 1, with gradients that depend on the step's number alone."""
+    for t in range(first, last):
+        for half in range(2 if isinstance(optimizer, ExtraAdam) else 1):
+            generator = torch.Generator().manual_seed(2 * t + half)
+            for param in params:
+                grad = torch.randn(param.shape, generator=generator)
+                param.grad = grad.to(param.dtype)
+            if isinstance(optimizer, ExtraAdam) and half == 0:
+                optimizer.extrapolation()
+        optimizer.step()
+
+
+def values(params: list[torch.nn.Parameter]) -> list[torch.Tensor]:
+    return [param.detach().clone() for param in params]
+
+
+def assert_same(left: list[torch.Tensor], right: list[torch.Tensor]) -> None:
+    for a, b in zip(left, right, strict=True):
+        assert a.dtype == b.dtype and torch.equal(a, b)
+
+
+@every_kind
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_resume_from_a_checkpoint_file_is_bit_exact(kind: str, dtype: torch.dtype) -> None:
+    params = make_params(dtype)
+    optimizer = KINDS[kind](params)
+    advance(optimizer, params, 0, 7)
+    file = io.BytesIO()
+    torch.save({"params": values(params), "optimizer": optimizer.state_dict()}, file)
+    advance(optimizer, params, 7, 12)
+
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    resumed = [torch.nn.Parameter(value) for value in saved["params"]]
+    other = KINDS[kind](resumed)
+    other.load_state_dict(saved["optimizer"])
+    frozen = copy.deepcopy(saved["optimizer"]["state"])
+    advance(other, resumed, 7, 12)
+    assert_same(values(params), values(resumed))
+    for number, state in frozen.items():
+        for name, value in state.items():  # stepping has not written into the loaded dict
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(saved["optimizer"]["state"][number][name], value)
+
+
+@every_kind
+def test_half_precision_parameters_have_float32_state(kind: str) -> None:
+    params = make_params(torch.bfloat16)
+    optimizer = KINDS[kind](params)
+    advance(optimizer, params, 0, 2)
+    optimizer.load_state_dict(optimizer.state_dict())
+    for param in params:
+        assert param.dtype == torch.bfloat16
+        tensors = [v for v in optimizer.state[param].values() if isinstance(v, torch.Tensor)]
+        assert tensors and all(value.dtype == torch.float32 for value in tensors)
+
+
+def test_half_precision_does_not_lose_small_steps() -> None:
+    """Steps below bfloat16's resolution at 1.0 (2^−8) add up in Y instead of being rounded away."""
+    p = torch.nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
+    optimizer = QODA([p])
+    for _ in range(200):
+        p.grad = torch.full((1,), 2.0**-10, dtype=torch.bfloat16)
+        optimizer.step()
+    assert p.item() == pytest.approx(1.0 - 201 * 2.0**-10, abs=2.0**-8)
+
+
+@every_kind
+def test_state_is_there_before_the_first_step(kind: str) -> None:
+    params = make_params()
+    optimizer = KINDS[kind](params)
+    before = {param: set(state) for param, state in optimizer.state.items()}
+    assert len(before) == len(params)
+    settings = [set(group) for group in optimizer.param_groups]
+    advance(optimizer, params, 0, 3)
+    assert {param: set(state) for param, state in optimizer.state.items()} == before
+    assert [set(group) for group in optimizer.param_groups] == settings
+
+
+@every_kind
+def test_rebuild_from_param_groups_keeps_every_setting(kind: str) -> None:
+    """The way Horovod's wrapper builds its class: the constructor with param_groups alone."""
+    optimizer = KINDS[kind]([{"params": make_params(), "lr": 0.125}])
+    before = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
+    merged = type("Merged", (type(optimizer),), {"__init__": _init_from_groups})
+    rebuilt = merged(optimizer.param_groups)
+    after = {k: v for k, v in rebuilt.param_groups[0].items() if k != "params"}
+    assert after == before
+    params = rebuilt.param_groups[0]["params"]
+    advance(rebuilt, params, 0, 3)
+    reference = make_params()
+    plain = KINDS[kind]([{"params": reference, "lr": 0.125}])
+    advance(plain, reference, 0, 3)
+    assert_same(values(params), values(reference))
+
+
+def _init_from_groups(self: Any, param_groups: Any) -> None:
+    super(self.__class__, self).__init__(param_groups)
+
+
+@every_kind
+def test_broadcast_by_pickled_scalars_and_copied_tensors(kind: str) -> None:
+    """What Horovod's broadcast does: options and scalars by pickle, tensors in place."""
+    source, target = make_params(), make_params(seed=99)
+    root, other = KINDS[kind](source), KINDS[kind](target)
+    advance(root, source, 0, 4)
+    for mine, theirs in zip(source, target, strict=True):
+        theirs.data.copy_(mine.data)
+    sent, received = root.state_dict(), other.state_dict()
+    for index, group in enumerate(sent["param_groups"]):
+        for name, value in group.items():
+            if name != "params":
+                other.param_groups[index][name] = pickle.loads(pickle.dumps(value))
+    for number, state in sent["state"].items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor):
+                received["state"][number][name].copy_(value)
+            else:
+                received["state"][number][name] = pickle.loads(pickle.dumps(value))
+    advance(root, source, 4, 8)
+    advance(other, target, 4, 8)
+    assert_same(values(source), values(target))
+
+
+@every_kind
+def test_no_option_shares_its_broadcast_key_with_a_state_scalar(kind: str) -> None:
+    """Horovod names both "NAME.NUMBER", so an option and a state entry must not share a name."""
+    params = make_params()
+    optimizer = KINDS[kind](params)
+    state_names = {name for state in optimizer.state.values() for name in state}
+    assert not state_names & {name for group in optimizer.param_groups for name in group}
+
+
+@every_kind
+def test_deep_copied_and_pickled_optimizers_go_on(kind: str) -> None:
+    params = make_params()
+    optimizer = KINDS[kind](params)
+    advance(optimizer, params, 0, 3)
+    clone = copy.deepcopy(optimizer)
+    cloned = clone.param_groups[0]["params"]
+    advance(optimizer, params, 3, 6)
+    advance(clone, cloned, 3, 6)
+    assert_same(values(params), values(cloned))
+
+
+def test_starting_point_is_taken_at_the_first_step() -> None:
+    """Scripts wrap the optimizer, then load weights, then broadcast."""
+    p = torch.nn.Parameter(torch.zeros(2))
+    optimizer = QODA([p], ergodic=True)
+    with torch.no_grad():
+        p.fill_(5.0)
+    p.grad = torch.tensor([0.0, 1.0])
+    optimizer.step()
+    assert optimizer.state[p]["initial"].tolist() == [5.0, 5.0]
+    assert p[0].item() == 5.0
+    with optimizer.average():
+        assert p.tolist() == [5.0, 5.0]
+
+
+def test_rebuilding_after_steps_starts_anew_and_says_so() -> None:
+    params = make_params()
+    optimizer = QODA(params)
+    advance(optimizer, params, 0, 3)
+    with pytest.warns(UserWarning, match="had taken 3 steps"):
+        rebuilt = QODA(optimizer.param_groups)
+    assert rebuilt.rates() == (1.0, 1.0)
+    assert rebuilt.param_groups[0]["t"] == 0
+
+
+def test_late_group_counts_as_having_rested() -> None:
+    a, b = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.full((2,), 3.0))
+    optimizer = QODA([a])
+    for t in range(6):
+        if t == 4:
+            optimizer.add_param_group({"params": [b], "lr": 0.1})
+            assert optimizer.param_groups[0]["t"] == 4
+        a.grad = torch.ones(2)
+        b.grad = torch.zeros(2) if t < 5 else torch.ones(2)
+        optimizer.step()
+    assert b.tolist() != [3.0, 3.0]
+    with optimizer.average():
+        assert b.tolist() == [3.0, 3.0]
+
+
+def test_average_restores_exactly_and_blocks_steps() -> None:
+    params = make_params(torch.bfloat16)
+    optimizer = QODA(params)
+    with optimizer.average():
+        assert_same(values(params), values(make_params(torch.bfloat16)))
+    advance(optimizer, params, 0, 5)
+    before = values(params)
+    with pytest.raises(KeyError), optimizer.average():
+        assert not torch.equal(params[0], before[0])
+        with pytest.raises(RuntimeError, match=r"inside average\(\)"):
+            optimizer.step()
+        with pytest.raises(RuntimeError, match=r"inside average\(\)"), optimizer.average():
+            pass
+        raise KeyError
+    assert_same(values(params), before)
+    advance(optimizer, params, 5, 6)
+
+
+def test_average_needs_ergodic() -> None:
+    optimizer = QODA(make_params(), ergodic=False)
+    with pytest.raises(RuntimeError, match="ergodic=True"), optimizer.average():
+        pass
+    assert all("average" not in state for state in optimizer.state.values())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", ["coupled", "separated"])
+def test_non_finite_sums_raise_and_change_nothing(kind: str, bad: float) -> None:
+    params = make_params()
+    optimizer = KINDS[kind](params)
+    advance(optimizer, params, 0, 3)
+    before = copy.deepcopy(optimizer.state_dict())
+    weights = values(params)
+    params[0].grad[0, 0] = bad
+    with pytest.raises(FloatingPointError, match="step 4"):
+        optimizer.step()
+    optimizer.receive_sums(bad, 1.0)
+    with pytest.raises(FloatingPointError, match="step 4"):
+        optimizer.step()
+    assert_same(values(params), weights)
+    after = optimizer.state_dict()
+    assert after["param_groups"] == before["param_groups"]
+    for number, state in before["state"].items():
+        assert_same(list(state.values()), list(after["state"][number].values()))
+    advance(optimizer, params, 3, 4)
+
+
+def test_received_sums_serve_one_step() -> None:
+    p = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = QODA([p])
+    p.grad = torch.ones(1, dtype=torch.float64)
+    optimizer.receive_sums(99.0, 99.0)
+    optimizer.step()
+    assert optimizer.rates()[0] == 0.1
+    p.grad = 3 * torch.ones(1, dtype=torch.float64)
+    optimizer.step()  # own difference from the last gradient: 3 − 1
+    assert optimizer.rates()[0] == pytest.approx((1 + 99 + 4) ** -0.5)
+
+
+@every_kind
+def test_sparse_gradients_are_refused(kind: str) -> None:
+    embedding = torch.nn.Embedding(4, 2, sparse=True)
+    optimizer = KINDS[kind](embedding.parameters())
+    embedding(torch.tensor([1])).sum().backward()
+    before = values(list(embedding.parameters()))
+    with pytest.raises(RuntimeError, match="sparse gradient.*sparse_as_dense"):
+        optimizer.extrapolation() if kind == "extra adam" else optimizer.step()
+    assert_same(values(list(embedding.parameters())), before)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"lr": -1.0}, "lr"),
+        ({"lr": float("nan")}, "lr"),
+        ({"lr": True}, "lr"),
+        ({"lr": "1"}, "lr"),
+        ({"variant": "Coupled"}, "variant"),
+        ({"q_hat": 0.0}, "q_hat"),
+        ({"q_hat": 0.26}, "q_hat"),
+    ],
+)
+def test_bad_settings_are_named(settings: dict[str, Any], name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        QODA(make_params(), **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [({"lr": -1.0}, "lr"), ({"betas": (0.5, 1.0)}, "betas"), ({"eps": -1e-8}, "eps")],
+)
+@pytest.mark.parametrize("cls", [OptimisticAdam, ExtraAdam])
+def test_bad_adam_settings_are_named(cls: Any, settings: dict[str, Any], name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        cls(make_params(), **settings)
+
+
+def test_groups_must_agree_on_what_steers_sums() -> None:
+    a, b = make_params()[:2]
+    for name, value in (("variant", "separated"), ("q_hat", 0.1), ("ergodic", False)):
+        with pytest.raises(ValueError, match=f"{name} must be the same in all groups"):
+            QODA([{"params": [a]}, {"params": [b], name: value}])
+
+
+def test_a_refused_group_leaves_the_optimizer_as_it_was() -> None:
+    a, b = make_params()[:2]
+    optimizer = QODA([a])
+    with pytest.raises(ValueError):
+        optimizer.add_param_group({"params": [b], "lr": -1.0})
+    assert len(optimizer.param_groups) == 1 and len(optimizer.state) == 1
+
+
+def test_complex_and_integer_parameters_are_refused() -> None:
+    with pytest.raises(ValueError, match="real floating-point"):
+        QODA([torch.zeros(2, dtype=torch.complex64, requires_grad=True)])
+    with pytest.raises(ValueError, match="real floating-point"):
+        OptimisticAdam([torch.zeros(2, dtype=torch.int64)])
+
+
+def test_negative_sums_are_refused() -> None:
+    optimizer = QODA(make_params())
+    with pytest.raises(ValueError, match="sum_sq_diff"):
+        optimizer.receive_sums(1.0, -1.0)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("separated", "expects state"),
+        ("not ergodic", "expects state"),
+        ("optimistic adam", "another optimizer"),
+    ],
+)
+def test_foreign_checkpoints_are_refused(source: str, message: str) -> None:
+    saved = KINDS[source](make_params()).state_dict()
+    for group in saved["param_groups"]:
+        if source != "optimistic adam":
+            group["variant"], group["ergodic"] = "coupled", True
+    params = make_params()
+    optimizer = QODA(params)
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(saved)
+    advance(optimizer, params, 0, 1)
+
+
+def test_checkpoint_of_other_shapes_is_refused() -> None:
+    saved = QODA([torch.zeros(3, requires_grad=True)]).state_dict()
+    with pytest.raises(ValueError, match="shape"):
+        QODA([torch.zeros(2, requires_grad=True)]).load_state_dict(saved)
+    with pytest.raises(ValueError, match="parameters per group"):
+        QODA(make_params()).load_state_dict(saved)
+
+
+def test_the_package_imports_neither_horovod_nor_mpi() -> None:
+    code = (
+        "import sys; sys.modules['horovod'] = None; sys.modules['mpi4py'] = None; "
+        "import horovod_qoda.qoda, horovod_qoda.theory"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
