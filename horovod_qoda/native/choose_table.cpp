@@ -1,7 +1,8 @@
 #include "choose_table.hpp"
 
 #include <algorithm>
-#include <limits>
+#include <cmath>
+#include <vector>
 
 #include "wire.hpp"
 
@@ -15,12 +16,13 @@ constexpr uint64_t kGroupSize = 128;
 constexpr uint64_t kFewestGroups = 512;
 constexpr uint64_t kMostGroups = 1024;
 
-constexpr CodeRange kFullRange = {-kMaxCode, kMaxCode};
+// Above this share of |k| > 127 it is worth trying to send low bits as they are.
+constexpr double kLargeShare = 0.001;
 
 struct Sample {
-  Counts counts{};
-  uint64_t symbols = 0;
-  bool exact = false;
+  std::vector<float> k;
+  uint64_t coordinates = 0;
+  bool exact = false;  // k holds every symbol
 };
 
 uint64_t groups_of(uint64_t numel) { return (numel + kGroupSize - 1) / kGroupSize; }
@@ -32,17 +34,21 @@ uint64_t jitter(uint64_t i, uint64_t stride) {
   return x % stride;
 }
 
-Sample sample_symbols(const QuantizeContext& context, const Plan& plan, const TypeRun& run,
-                      const uint8_t* kinds, Workspace& workspace) {
+Sample draw_sample(const QuantizeContext& context, const Plan& plan, const TypeRun& run,
+                   const uint8_t* kinds) {
   const auto first = plan.pieces.begin() + plan.blocks[run.first_block].first_piece;
   const auto end = plan.pieces.begin() + plan.blocks[run.end_block - 1].end_piece;
-  uint64_t total = 0;
-  for (auto piece = first; piece != end; ++piece)
-    if (kinds[piece->segment] == kCoded) total += groups_of(piece->numel);
   Sample sample;
+  uint64_t total = 0;
+  for (auto piece = first; piece != end; ++piece) {
+    if (kinds[piece->segment] != kCoded) continue;
+    total += groups_of(piece->numel);
+    sample.coordinates += piece->numel;
+  }
   const uint64_t wanted = std::clamp(total / 8, kFewestGroups, kMostGroups);
   const uint64_t stride = std::max<uint64_t>(1, total / wanted);
   sample.exact = stride == 1;
+  uint8_t codes[kGroupSize + 64];
   uint64_t before = 0, drawn = 0, next = jitter(0, stride);
   for (auto piece = first; piece != end; ++piece) {
     if (kinds[piece->segment] != kCoded) continue;
@@ -50,11 +56,11 @@ Sample sample_symbols(const QuantizeContext& context, const Plan& plan, const Ty
     while (next < before + here) {
       const uint64_t start = (next - before) * kGroupSize;
       const size_t n = std::min(piece->numel - start, kGroupSize);
-      Symbols out = {workspace.codes.data(), workspace.escapes.data()};
-      const size_t escapes =
-          quantize(context, piece->segment, piece->start + start, n, kFullRange, out);
-      count_symbols(out.codes, n, out.escapes, escapes, sample.counts);
-      sample.symbols += n;
+      const size_t at = sample.k.size();
+      sample.k.resize(at + n);
+      // An empty range makes every symbol an escape, which is k itself.
+      quantize(context, piece->segment, piece->start + start, n, {1, 0},
+               {codes, sample.k.data() + at});
       ++drawn;
       next = drawn * stride + jitter(drawn, stride);
     }
@@ -63,26 +69,48 @@ Sample sample_symbols(const QuantizeContext& context, const Plan& plan, const Ty
   return sample;
 }
 
+Counts count(const Sample& sample, uint8_t shift) {
+  const float scale = 1.0f / static_cast<float>(1 << shift);
+  Counts counts{};
+  for (float k : sample.k) {
+    const float h = std::floor(k * scale);
+    const bool inside = std::fabs(h) <= static_cast<float>(kMaxCode);
+    ++counts[inside ? static_cast<size_t>(static_cast<int>(h) + kCodeZero) : 0];
+  }
+  return counts;
+}
+
 }  // namespace
 
 ChosenTable choose_table(const QuantizeContext& context, const Plan& plan, const TypeRun& run,
-                         const uint8_t* kinds, const Book* book, Workspace& workspace) {
-  uint64_t coordinates = 0;
-  for (uint32_t b = run.first_block; b < run.end_block; ++b)
-    for (uint32_t p = plan.blocks[b].first_piece; p < plan.blocks[b].end_piece; ++p)
-      if (kinds[plan.pieces[p].segment] == kCoded) coordinates += plan.pieces[p].numel;
-  if (coordinates == 0) return {kNoTable, {}};
-  const Sample sample = sample_symbols(context, plan, run, kinds, workspace);
-  const CodeTable own = normalize(sample.counts, sample.exact);
-  const CodeTable* agreed = nullptr;
-  if (book != nullptr && run.type < book->tables.size() && book->tables[run.type].present())
-    agreed = &book->tables[run.type];
-  if (agreed == nullptr || agreed->freq[0] == 0) return {kInline, own};
-  const double scale = static_cast<double>(coordinates) / static_cast<double>(sample.symbols);
-  const double own_bits = coded_bits(own, sample.counts) * scale +
-                          8.0 * static_cast<double>(serialize(own).size());
-  if (coded_bits(*agreed, sample.counts) * scale <= own_bits) return {kAgreed, *agreed};
-  return {kInline, own};
+                         const uint8_t* kinds, const Book* book) {
+  const Sample sample = draw_sample(context, plan, run, kinds);
+  if (sample.coordinates == 0) return {kNoTable, {}};
+  const double symbols = static_cast<double>(sample.k.size());
+  const double scale = static_cast<double>(sample.coordinates) / symbols;
+  const auto cost = [&](const BlockTable& coding, const Counts& counts) {
+    return (coded_bits(coding.table, counts) + coding.shift * symbols) * scale;
+  };
+  const Counts counts = count(sample, 0);
+  ChosenTable best = {kInline, {normalize(counts, sample.exact), 0}};
+  double best_bits = cost(best.coding, counts);
+  if (static_cast<double>(counts[0]) > kLargeShare * symbols) {
+    for (uint8_t shift : kShifts) {
+      if (shift == 0) continue;
+      const Counts shifted = count(sample, shift);
+      const BlockTable coding = {normalize(shifted, false), shift};
+      const double bits = cost(coding, shifted);
+      if (bits >= best_bits) continue;
+      best = {kInline, coding};
+      best_bits = bits;
+    }
+  }
+  if (book == nullptr || run.type >= book->tables.size()) return best;
+  const BlockTable agreed = {book->tables[run.type], 0};
+  if (!agreed.table.present() || agreed.table.freq[0] == 0) return best;
+  const double table_bits = 8.0 * static_cast<double>(serialize(best.coding.table).size());
+  if (cost(agreed, counts) <= best_bits + table_bits) return {kAgreed, agreed};
+  return best;
 }
 
 }  // namespace qoda

@@ -7,11 +7,11 @@ namespace qoda {
 
 struct ChosenTable {
   uint8_t kind;  // TableKind
-  CodeTable table;
+  BlockTable coding;
 };
 
 // `kinds` holds the Kind of every segment. A type without coded coordinates gets kNoTable.
 ChosenTable choose_table(const QuantizeContext& context, const Plan& plan, const TypeRun& run,
-                         const uint8_t* kinds, const Book* book, Workspace& workspace);
+                         const uint8_t* kinds, const Book* book);
 
 }  // namespace qoda

@@ -44,7 +44,6 @@ class Decoder {
   }
 
  private:
-  void read_symbols(size_t b, size_t n, const Unpacked& payload, Workspace& work) const;
   const float* dequantize(const Piece& piece, const uint8_t* codes, const float* escapes,
                           const Unpacked& payload, bool add) const;
   void write_uncoded(size_t row, uint64_t start, uint64_t n, const Unpacked& payload,
@@ -75,49 +74,6 @@ void Decoder::write_uncoded(size_t row, uint64_t start, uint64_t n, const Unpack
   }
 }
 
-void split_plain(const uint8_t* bytes, size_t n, Workspace& work) {
-  size_t escapes = 0;
-  for (size_t i = 0; i < n; ++i) {
-    const float k = load<float>(bytes + 4 * i);
-    if (!std::isfinite(k)) throw PayloadError("a symbol that is not finite");
-    const bool fits = k == std::floor(k) && std::fabs(k) <= static_cast<float>(kMaxCode);
-    work.codes[i] = fits ? static_cast<uint8_t>(static_cast<int>(k) + kCodeZero) : 0;
-    if (!fits) work.escapes[escapes++] = k;
-  }
-}
-
-void Decoder::read_symbols(size_t b, size_t n, const Unpacked& payload, Workspace& work) const {
-  const uint8_t* bytes = payload.blocks[b];
-  const uint64_t length = load<uint32_t>(payload.entries[b]);
-  const uint32_t escapes = load<uint32_t>(payload.entries[b] + 4);
-  const UnpackedTable& table = payload.tables[plan_.blocks[b].slot];
-  const std::string name = "block " + std::to_string(b) + ": ";
-  if (n == 0 || table.table.certain_code() != 0) {
-    if (length != 0 || escapes != 0) throw PayloadError(name + "should be empty");
-    std::fill_n(work.codes.begin(), n, table.table.certain_code());
-    return;
-  }
-  if (escapes == kPlainFlag) {
-    if (length != 4 * n) throw PayloadError(name + "wrong length");
-    split_plain(bytes, n, work);
-    return;
-  }
-  if (escapes > n || length < kStateBytes + 4 * uint64_t{escapes} || length % 2 != 0)
-    throw PayloadError(name + "wrong length or number of escapes");
-  uint32_t states[kLanes];
-  std::memcpy(states, bytes, kStateBytes);
-  std::memcpy(work.escapes.data(), bytes + kStateBytes, 4 * size_t{escapes});
-  for (uint32_t e = 0; e < escapes; ++e)
-    if (!std::isfinite(work.escapes[e])) throw PayloadError(name + "an escape is not finite");
-  const uint64_t word_bytes = length - kStateBytes - 4 * uint64_t{escapes};
-  if (!kernels().rans_decode(bytes + length - word_bytes, word_bytes / 2, states, *table.lookup,
-                             work.codes.data(), n))
-    throw PayloadError(name + "malformed rANS stream");
-  const auto found = std::count(work.codes.begin(), work.codes.begin() + n, 0);
-  if (static_cast<uint64_t>(found) != escapes)
-    throw PayloadError(name + "number of escapes does not match its symbols");
-}
-
 const float* Decoder::dequantize(const Piece& piece, const uint8_t* codes, const float* escapes,
                                  const Unpacked& payload, bool add) const {
   const Segment& s = request_.segments[piece.segment];
@@ -145,7 +101,10 @@ void Decoder::decode_block(size_t b, const Unpacked& payload, bool add, Workspac
   size_t n = 0;
   for (uint32_t p = block.first_piece; p < block.end_piece; ++p)
     if (payload.kinds[plan_.pieces[p].segment] == kCoded) n += plan_.pieces[p].numel;
-  read_symbols(b, n, payload, work);
+  const UnpackedTable& table = payload.tables[block.slot];
+  const BlockEntry entry = {load<uint32_t>(payload.entries[b]),
+                            load<uint32_t>(payload.entries[b] + 4)};
+  read_block(table.coding, table.lookup.get(), entry, payload.blocks[b], n, work);
   const uint8_t* codes = work.codes.data();
   const float* escapes = work.escapes.data();
   for (uint32_t p = block.first_piece; p < block.end_piece; ++p) {

@@ -110,14 +110,14 @@ void Encoder::write_meta() {
     if (bytes != 0) std::memcpy(out_ + at, side_at_[row], bytes);
     at += bytes;
   }
-  Workspace workspace;
   FloatEnvironment environment;
   for (const TypeRun& run : plan_.types) {
     tables_.push_back(
-        choose_table(context(), plan_, run, kinds_.data(), request_.book, workspace));
-    out_[at++] = tables_.back().kind;
-    if (tables_.back().kind != kInline) continue;
-    for (uint8_t byte : serialize(tables_.back().table)) out_[at++] = byte;
+        choose_table(context(), plan_, run, kinds_.data(), request_.book));
+    const ChosenTable& chosen = tables_.back();
+    out_[at++] = static_cast<uint8_t>(chosen.kind | chosen.coding.shift << kTableShiftAt);
+    if (chosen.kind != kInline) continue;
+    for (uint8_t byte : serialize(chosen.coding.table)) out_[at++] = byte;
   }
   while (at % 4 != 0) out_[at++] = 0;
   block_table_ = at;
@@ -134,27 +134,16 @@ uint64_t Encoder::coded_symbols(const Block& block) const {
   return n;
 }
 
-void write_entry(uint8_t* entry, uint64_t length, uint32_t escapes, const uint8_t* bytes) {
-  store<uint32_t>(entry, static_cast<uint32_t>(length));
-  store<uint32_t>(entry + 4, escapes);
-  store<uint32_t>(entry + 8, kernels().crc32c(0, bytes, padded4(length)));
-}
-
-// Every k as float32: for the rare block that coding would make longer.
-uint64_t write_plain(const Workspace& work, size_t n, uint8_t* to) {
-  const float* escape = work.escapes.data();
-  for (size_t i = 0; i < n; ++i) {
-    const float k =
-        work.codes[i] == 0 ? *escape++ : static_cast<float>(int{work.codes[i]} - kCodeZero);
-    store<float>(to + 4 * i, k);
-  }
-  return 4 * n;
+void write_entry(uint8_t* to, BlockEntry entry, const uint8_t* bytes) {
+  store<uint32_t>(to, entry.length);
+  store<uint32_t>(to + 4, entry.info);
+  store<uint32_t>(to + 8, kernels().crc32c(0, bytes, padded4(entry.length)));
 }
 
 // Returns the bytes written, padding included: at most 4 for every symbol.
 uint32_t Encoder::encode_block(const Block& block, Workspace& work, Counts* counts, uint8_t* to,
                                uint8_t* entry) const {
-  const CodeTable& table = tables_[block.slot].table;
+  const BlockTable& table = tables_[block.slot].coding;
   size_t n = 0, escapes = 0;
   for (uint32_t p = block.first_piece; p < block.end_piece; ++p) {
     const Piece& piece = plan_.pieces[p];
@@ -170,30 +159,11 @@ uint32_t Encoder::encode_block(const Block& block, Workspace& work, Counts* coun
   }
   if (counts != nullptr)
     count_symbols(work.codes.data(), n, work.escapes.data(), escapes, *counts);
-  if (n == 0 || table.certain_code() != 0) {
-    write_entry(entry, 0, 0, to);
-    return 0;
-  }
-  EncodeTable lookup;
-  fill(table, lookup);
-  uint32_t states[kLanes];
-  std::fill(states, states + kLanes, kStateLow);
-  const uint16_t* end = work.words.data() + work.words.size();
-  const uint16_t* words = kernels().rans_encode(work.codes.data(), n, lookup, states,
-                                                work.words.data() + work.words.size());
-  const uint64_t word_bytes = 2 * static_cast<uint64_t>(end - words);
-  uint64_t length = kStateBytes + 4 * escapes + word_bytes;
-  if (padded4(length) > 4 * n) {
-    length = write_plain(work, n, to);
-    write_entry(entry, length, kPlainFlag, to);
-    return static_cast<uint32_t>(length);
-  }
-  std::memcpy(to, states, kStateBytes);
-  std::memcpy(to + kStateBytes, work.escapes.data(), 4 * escapes);
-  std::memcpy(to + kStateBytes + 4 * escapes, words, word_bytes);
-  std::memset(to + length, 0, padded4(length) - length);
-  write_entry(entry, length, static_cast<uint32_t>(escapes), to);
-  return static_cast<uint32_t>(padded4(length));
+  const BlockEntry written = write_block(table, n, work, to);
+  const uint64_t bytes = padded4(written.length);
+  std::memset(to + written.length, 0, bytes - written.length);
+  write_entry(entry, written, to);
+  return static_cast<uint32_t>(bytes);
 }
 
 // Each worker writes where its blocks would start if all before it had their greatest length; the
@@ -242,7 +212,8 @@ uint64_t Encoder::write_raw_blocks(uint64_t at) {
   }
   uint8_t* entry = out_ + block_table_ + plan_.blocks.size() * kBlockEntryBytes;
   for (uint64_t block = start; block < at; block += 4 * kBlockSymbols, entry += kBlockEntryBytes)
-    write_entry(entry, std::min(at - block, 4 * kBlockSymbols), 0, out_ + block);
+    write_entry(entry, {static_cast<uint32_t>(std::min(at - block, 4 * kBlockSymbols)), 0},
+                out_ + block);
   return at;
 }
 

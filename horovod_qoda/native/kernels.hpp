@@ -95,8 +95,9 @@ struct Kernels {
   // not occur; a table with a single symbol must not be passed.
   uint16_t* (*rans_encode)(const uint8_t* codes, size_t n, const EncodeTable&,
                            uint32_t states[32], uint16_t* words_end);
-  // Reads exactly `n_words` words, which may be unaligned; false if the stream is not well-formed.
-  bool (*rans_decode)(const uint8_t* words, size_t n_words, const uint32_t states[32],
+  // Reads exactly `n_words` words, which may be unaligned, and leaves the final states; false if the
+  // stream is not well-formed.
+  bool (*rans_decode)(const uint8_t* words, size_t n_words, uint32_t states[32],
                       const DecodeTable&, uint8_t* codes, size_t n);
 
   uint32_t (*crc32c)(uint32_t crc, const uint8_t* data, size_t n);

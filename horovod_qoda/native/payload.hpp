@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "block.hpp"
 #include "kernels.hpp"
 #include "segment.hpp"
 #include "table.hpp"
@@ -48,14 +49,6 @@ class LevelSet {
 
 Stream stream_of(const Header& header, const Segment& segment, uint64_t start);
 Buckets buckets_of(const Segment& segment, const float* sides, uint64_t start, uint64_t n);
-
-// One coding block's buffers, reused from block to block by a worker.
-struct Workspace {
-  Workspace();
-  std::vector<uint8_t> codes;
-  std::vector<float> escapes;
-  std::vector<uint16_t> words;
-};
 
 struct EncodeRequest {
   const float* values;

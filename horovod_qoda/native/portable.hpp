@@ -20,7 +20,7 @@ const float* dequantize_buckets(const uint8_t* codes, size_t n, Buckets sides, b
                                 const float value[256], const float* escapes, Output);
 uint16_t* rans_encode(const uint8_t* codes, size_t n, const EncodeTable&, uint32_t states[32],
                       uint16_t* words_end);
-bool rans_decode(const uint8_t* words, size_t n_words, const uint32_t states[32],
+bool rans_decode(const uint8_t* words, size_t n_words, uint32_t states[32],
                  const DecodeTable&, uint8_t* codes, size_t n);
 uint32_t crc32c(uint32_t crc, const uint8_t* data, size_t n);
 

@@ -19,13 +19,10 @@ uint16_t* portable::rans_encode(const uint8_t* codes, size_t n, const EncodeTabl
   return words;
 }
 
-bool portable::rans_decode(const uint8_t* words, size_t n_words, const uint32_t first[32],
+bool portable::rans_decode(const uint8_t* words, size_t n_words, uint32_t states[32],
                            const DecodeTable& table, uint8_t* codes, size_t n) {
-  uint32_t states[kLanes];
-  for (size_t lane = 0; lane < kLanes; ++lane) {
-    if (first[lane] < kStateLow) return false;
-    states[lane] = first[lane];
-  }
+  for (size_t lane = 0; lane < kLanes; ++lane)
+    if (states[lane] < kStateLow) return false;
   size_t read = 0;
   for (size_t i = 0; i < n; ++i) {
     uint32_t x = states[i % kLanes];
@@ -38,8 +35,6 @@ bool portable::rans_decode(const uint8_t* words, size_t n_words, const uint32_t 
     codes[i] = static_cast<uint8_t>(entry >> 24);
     states[i % kLanes] = x;
   }
-  for (size_t lane = 0; lane < kLanes; ++lane)
-    if (states[lane] != kStateLow) return false;
   return read == n_words;
 }
 

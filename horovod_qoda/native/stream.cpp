@@ -34,9 +34,6 @@ LevelSequence LevelSet::sequence(size_t i) const {
   return {levels_[i].data(), inverse_gaps_[i].data(), static_cast<int>(levels_[i].size())};
 }
 
-Workspace::Workspace()
-    : codes(kBlockSymbols + 64), escapes(kBlockSymbols + 16), words(kBlockSymbols + 64) {}
-
 Stream stream_of(const Header& h, const Segment& segment, uint64_t start) {
   Philox philox;
   philox.key0 = static_cast<uint32_t>(h.key);

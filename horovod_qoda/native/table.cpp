@@ -7,7 +7,9 @@
 namespace qoda {
 namespace {
 
-constexpr uint64_t kEscapeBits = 32;  // of the raw value; the escape's own code comes on top
+// Behind an escape's code: a byte for |k| <= 127, and a float32 too for others.
+constexpr uint64_t kEscapeBits = 8;
+constexpr uint64_t kLargeEscapeBits = 40;
 // A slot of frequency 1 takes 1/4096 of the others' probability: log2(e) / 4096 bits a symbol.
 constexpr uint64_t kSlotsPerBit = 2839;  // 4096 / log2(e)
 
@@ -15,8 +17,8 @@ struct Range {
   int low, high;
 };
 
-// Where to stop giving codes a slot of their own: minimises (escaped values) * 32 bits + slots. The
-// two ends are independent. Counts are < 2^40, so nothing overflows.
+// Where to stop giving codes a slot of their own: minimises escaped values * 8 bits + slots. The two
+// ends are independent. Counts are < 2^40, so nothing overflows.
 Range choose_range(const Counts& counts, uint64_t total) {
   int first = 1, last = 255;
   while (first < 255 && counts[first] == 0) ++first;
@@ -112,7 +114,7 @@ bool make_table(const uint16_t freq[256], CodeTable& table) {
 }
 
 double coded_bits(const CodeTable& table, const Counts& counts) {
-  double bits = 0;
+  double bits = static_cast<double>(counts[0] * (kLargeEscapeBits - kEscapeBits));
   uint64_t escaped = counts[0];
   for (int code = 1; code < 256; ++code) {
     if (counts[code] == 0) continue;

@@ -1,6 +1,8 @@
 #include "unpack.hpp"
 
+#include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <string>
 
@@ -106,10 +108,11 @@ void Unpacker::read_tables() {
       if (out_.kinds[plan_.pieces[p].segment] == kCoded) coded[block.slot] = true;
   for (size_t slot = 0; slot < plan_.types.size(); ++slot) {
     if (at_ >= end_) throw PayloadError("code tables do not fit");
-    const uint8_t kind = frame_.bytes[at_++];
+    const uint8_t kind = frame_.bytes[at_] & kTableKindMask;
     UnpackedTable entry;
+    entry.coding.shift = frame_.bytes[at_++] >> kTableShiftAt;
     if (kind == kInline) {
-      const size_t bytes = parse(frame_.bytes + at_, end_ - at_, entry.table);
+      const size_t bytes = parse(frame_.bytes + at_, end_ - at_, entry.coding.table);
       if (bytes == 0) throw PayloadError("malformed code table");
       at_ += bytes;
     } else if (kind == kAgreed) {
@@ -118,15 +121,19 @@ void Unpacker::read_tables() {
           !request_.book->tables[type].present())
         throw PayloadError("type " + std::to_string(type) + " uses an agreed code table, and the "
                            "book at hand has none");
-      entry.table = request_.book->tables[type];
+      entry.coding.table = request_.book->tables[type];
     } else if (kind != kNoTable) {
       throw PayloadError("unknown kind of code table");
     }
     if (coded[slot] != (kind != kNoTable))
       throw PayloadError("a code table is missing or not needed");
-    if (entry.table.present() && entry.table.certain_code() == 0) {
+    const uint8_t shift = entry.coding.shift;
+    if (std::find(std::begin(kShifts), std::end(kShifts), shift) == std::end(kShifts) ||
+        (shift != 0 && (kind != kInline || entry.coding.table.certain_code() != 0)))
+      throw PayloadError("a code table with a wrong shift");
+    if (entry.coding.table.present() && entry.coding.certain_code() == 0) {
       entry.lookup = std::make_unique<DecodeTable>();
-      fill(entry.table, *entry.lookup);
+      fill(entry.coding.table, *entry.lookup);
     }
     out_.tables.push_back(std::move(entry));
   }
@@ -147,7 +154,7 @@ void Unpacker::find_blocks() {
     const uint64_t values = left < kBlockSymbols ? left : kBlockSymbols;
     const uint8_t* entry = frame_.block_entry(b);
     expect_equal("length of a raw block", load<uint32_t>(entry), 4 * values);
-    expect_equal("escapes of a raw block", load<uint32_t>(entry + 4), 0);
+    expect_equal("info of a raw block", load<uint32_t>(entry + 4), 0);
     left -= values;
   }
   out_.raw.assign(request_.n_segments, nullptr);

@@ -8,7 +8,7 @@
 namespace qoda {
 
 struct UnpackedTable {
-  CodeTable table;
+  BlockTable coding;
   std::unique_ptr<DecodeTable> lookup;  // null if the type codes nothing or one certain symbol
 };
 

@@ -37,14 +37,20 @@ enum HeaderField : size_t {
 };
 constexpr size_t kHeaderBytes = 112;
 constexpr size_t kRecordBytes = 8;       // step f32, kind u8, mode u8, bucket u8, levels u8
-constexpr size_t kBlockEntryBytes = 12;  // length u32, escapes u32, CRC32C u32
+constexpr size_t kBlockEntryBytes = 12;  // length u32, info u32, CRC32C u32
 constexpr size_t kMaxTableBytes = 3 + 2 * 256 + 3;
-constexpr uint32_t kPlainFlag = 0x80000000u;  // in `escapes`: the block holds every k as float32
+// info: escapes in bits 0..16, tail symbols in bits 17..30; alone, bit 31: every k as float32.
+constexpr uint32_t kEscapesMask = 0x1FFFF;
+constexpr uint32_t kTailShift = 17;
+constexpr uint32_t kPlainFlag = 0x80000000u;
+constexpr size_t kMostTail = 1024;  // bounds the one-lane work where symbols take few bits
 constexpr size_t kLanes = 32;
 constexpr size_t kStateBytes = 4 * kLanes;
 
 enum Kind : uint8_t { kZero = 0, kCoded = 1, kRaw = 2, kNonfinite = 3 };
 enum TableKind : uint8_t { kNoTable = 0, kInline = 1, kAgreed = 2 };
+constexpr uint8_t kTableKindMask = 0x0F;  // the other half of the byte is the shift
+constexpr uint32_t kTableShiftAt = 4;
 
 template <typename T>
 static inline T load(const uint8_t* at) {

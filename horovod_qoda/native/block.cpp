@@ -1,0 +1,178 @@
+#include "block.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "wire.hpp"
+
+namespace qoda {
+namespace {
+
+// Positions inside a coded block: states, escape bytes, escape floats, low bits, words.
+struct BlockLayout {
+  size_t escapes, floats, low, words;
+
+  BlockLayout(size_t n, uint8_t shift, size_t n_escapes, size_t n_floats)
+      : escapes(kStateBytes),
+        floats(escapes + padded4(n_escapes)),
+        low(floats + 4 * n_floats),
+        words(low + (n * shift + 15) / 16 * 2) {}
+};
+
+uint32_t pack_info(size_t escapes, size_t tail) {
+  return static_cast<uint32_t>(escapes | tail << kTailShift);
+}
+
+// Symbol i of a stream of `shift`-bit numbers, least significant bits first; 8 % shift = 0.
+void pack_low(const uint8_t* low, size_t n, uint8_t shift, uint8_t* to, size_t bytes) {
+  std::memset(to, 0, bytes);
+  for (size_t i = 0; i < n; ++i)
+    to[i * shift / 8] = static_cast<uint8_t>(to[i * shift / 8] | low[i] << (i * shift % 8));
+}
+
+uint8_t low_bits(const uint8_t* from, size_t i, uint8_t shift) {
+  return from[i * shift / 8] >> (i * shift % 8) & ((1u << shift) - 1);
+}
+
+// Every k as float32: for the rare block that coding would make longer.
+BlockEntry write_plain(const Workspace& work, const uint8_t* low, uint8_t shift, size_t n,
+                       uint8_t* to) {
+  const float* escape = work.escapes.data();
+  for (size_t i = 0; i < n; ++i) {
+    const int h = int{work.codes[i]} - kCodeZero;
+    const int k = h * (1 << shift) + (shift ? low[i] : 0);
+    store<float>(to + 4 * i, work.codes[i] == 0 ? *escape++ : static_cast<float>(k));
+  }
+  return {static_cast<uint32_t>(4 * n), kPlainFlag};
+}
+
+bool is_small(float k) {
+  return std::fabs(k) <= static_cast<float>(kMaxCode) && k == std::floor(k);
+}
+
+void read_plain(const BlockTable& table, const uint8_t* bytes, size_t n, Workspace& work) {
+  for (size_t i = 0; i < n; ++i) {
+    work.escapes[i] = load<float>(bytes + 4 * i);
+    if (!std::isfinite(work.escapes[i])) throw PayloadError("a symbol that is not finite");
+  }
+  if (table.shift == 0)
+    split_symbols(n, {-kMaxCode, kMaxCode}, 0, work, nullptr);
+  else
+    std::fill_n(work.codes.begin(), n, uint8_t{0});
+}
+
+// Escapes as floats into work.escapes; the bytes have been counted.
+void read_escapes(const uint8_t* escapes, size_t n, const uint8_t* floats, Workspace& work) {
+  for (size_t e = 0; e < n; ++e) {
+    float k = static_cast<float>(int{escapes[e]} - kCodeZero);
+    if (escapes[e] == 0) {
+      k = load<float>(floats);
+      floats += 4;
+      if (!std::isfinite(k)) throw PayloadError("an escape that is not finite");
+    }
+    work.escapes[e] = k;
+  }
+}
+
+// Codes of h, low bits and escapes to every k, in place from the back.
+void join_low(const uint8_t* low, uint8_t shift, size_t n, size_t escapes, Workspace& work) {
+  for (size_t i = n; i-- > 0;) {
+    const int h = int{work.codes[i]} - kCodeZero;
+    const int k = h * (1 << shift) + low_bits(low, i, shift);
+    work.escapes[i] = work.codes[i] == 0 ? work.escapes[--escapes] : static_cast<float>(k);
+    work.codes[i] = 0;
+  }
+}
+
+}  // namespace
+
+Workspace::Workspace()
+    : codes(kBlockSymbols + 64), escapes(kBlockSymbols + 16), words(kBlockSymbols + 64) {}
+
+size_t split_symbols(size_t n, CodeRange range, uint8_t shift, Workspace& work, uint8_t* low) {
+  const float scale = 1.0f / static_cast<float>(1 << shift);
+  const float lowest = static_cast<float>(range.low), highest = static_cast<float>(range.high);
+  size_t escapes = 0;
+  for (size_t i = 0; i < n; ++i) {
+    const float k = work.escapes[i];
+    const float h = std::floor(k * scale);
+    const bool inside = h >= lowest && h <= highest && k == std::floor(k);
+    work.codes[i] = inside ? static_cast<uint8_t>(static_cast<int>(h) + kCodeZero) : 0;
+    if (shift != 0) low[i] = inside ? static_cast<uint8_t>(static_cast<int>(k) & ((1 << shift) - 1)) : 0;
+    if (!inside) work.escapes[escapes++] = k;
+  }
+  return escapes;
+}
+
+BlockEntry write_block(const BlockTable& coding, size_t n, Workspace& work, uint8_t* to) {
+  if (n == 0 || coding.certain_code() != 0) return {};
+  std::vector<uint8_t> low(coding.shift == 0 ? 0 : n);
+  if (coding.shift != 0) split_symbols(n, coding.table.range(), coding.shift, work, low.data());
+  EncodeTable table;
+  fill(coding.table, table);
+  uint32_t states[kLanes];
+  const size_t tail = write_tail(work.codes.data(), n, table, states);
+  const uint16_t* end = work.words.data() + work.words.size();
+  const uint16_t* words = kernels().rans_encode(work.codes.data(), n - tail, table, states,
+                                                work.words.data() + work.words.size());
+  const size_t word_bytes = 2 * static_cast<size_t>(end - words);
+  const size_t escapes =
+      static_cast<size_t>(std::count(work.codes.begin(), work.codes.begin() + n, 0));
+  const size_t floats = escapes - static_cast<size_t>(std::count_if(
+                                      work.escapes.begin(), work.escapes.begin() + escapes, is_small));
+  const BlockLayout at(n, coding.shift, escapes, floats);
+  const size_t length = at.words + word_bytes;
+  if (padded4(length) > 4 * n) return write_plain(work, low.data(), coding.shift, n, to);
+  std::memcpy(to, states, kStateBytes);
+  std::memset(to + at.escapes, 0, at.floats - at.escapes);
+  uint8_t* next_float = to + at.floats;
+  for (size_t e = 0; e < escapes; ++e) {
+    const float k = work.escapes[e];
+    if (is_small(k)) {
+      to[at.escapes + e] = static_cast<uint8_t>(static_cast<int>(k) + kCodeZero);
+    } else {
+      store(next_float, k);
+      next_float += 4;
+    }
+  }
+  pack_low(low.data(), low.size(), coding.shift, to + at.low, at.words - at.low);
+  std::memcpy(to + at.words, words, word_bytes);
+  return {static_cast<uint32_t>(length), pack_info(escapes, tail)};
+}
+
+void read_block(const BlockTable& coding, const DecodeTable* lookup, BlockEntry entry,
+                const uint8_t* bytes, size_t n, Workspace& work) {
+  if (n == 0 || coding.certain_code() != 0) {
+    if (entry.length != 0 || entry.info != 0) throw PayloadError("block should be empty");
+    std::fill_n(work.codes.begin(), n, coding.certain_code());
+    return;
+  }
+  if (entry.info == kPlainFlag) {
+    if (entry.length != 4 * n) throw PayloadError("wrong length of a plain block");
+    read_plain(coding, bytes, n, work);
+    return;
+  }
+  const size_t escapes = entry.info & kEscapesMask;
+  const size_t tail = entry.info >> kTailShift;
+  if (escapes > n || tail > n || tail > kMostTail)
+    throw PayloadError("wrong number of escapes or tail symbols");
+  if (entry.length < kStateBytes + escapes) throw PayloadError("block too short for its escapes");
+  const auto floats = std::count(bytes + kStateBytes, bytes + kStateBytes + escapes, 0);
+  const BlockLayout at(n, coding.shift, escapes, static_cast<size_t>(floats));
+  if (entry.length < at.words || entry.length % 2 != 0)
+    throw PayloadError("block too short for its escapes or low bits");
+  uint32_t states[kLanes];
+  std::memcpy(states, bytes, kStateBytes);
+  if (!kernels().rans_decode(bytes + at.words, (entry.length - at.words) / 2, states, *lookup,
+                             work.codes.data(), n - tail) ||
+      !read_tail(states, *lookup, work.codes.data() + n - tail, tail))
+    throw PayloadError("malformed rANS stream");
+  const auto found = std::count(work.codes.begin(), work.codes.begin() + n, 0);
+  if (static_cast<size_t>(found) != escapes)
+    throw PayloadError("number of escapes does not match the symbols");
+  read_escapes(bytes + at.escapes, escapes, bytes + at.floats, work);
+  if (coding.shift != 0) join_low(bytes + at.low, coding.shift, n, escapes, work);
+}
+
+}  // namespace qoda

@@ -1,0 +1,60 @@
+// One coding block: symbols to bytes and back (docs/wire-format.md, "Coding blocks").
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "kernels.hpp"
+#include "segment.hpp"
+#include "table.hpp"
+
+namespace qoda {
+
+// One block's buffers, reused from block to block by a worker.
+struct Workspace {
+  Workspace();
+  std::vector<uint8_t> codes;
+  std::vector<float> escapes;
+  std::vector<uint16_t> words;
+};
+
+// How the symbols of a type are coded. With shift > 0, code h = floor(k / 2^shift) goes through the
+// table and the low bits of k travel as they are: for rates at which k outgrows the 255 codes.
+struct BlockTable {
+  CodeTable table;
+  uint8_t shift = 0;
+
+  // A table without alternatives: blocks are empty.
+  uint8_t certain_code() const { return shift == 0 ? table.certain_code() : 0; }
+  // What the quantiser must turn into codes. Where shift > 0 it is nothing: every k is needed.
+  CodeRange range() const { return shift == 0 ? table.range() : CodeRange{1, 0}; }
+};
+
+constexpr uint8_t kShifts[] = {0, 2, 4};
+
+// The block table's row, without the checksum.
+struct BlockEntry {
+  uint32_t length = 0;  // bytes before padding to a multiple of 4
+  uint32_t info = 0;    // escapes, tail symbols and the plain flag
+};
+
+// Writes the n symbols that a quantiser left in `work` with table.range(). At most 4 n bytes.
+BlockEntry write_block(const BlockTable& table, size_t n, Workspace& work, uint8_t* to);
+
+// Leaves symbols in `work` as a quantiser would. `lookup` may be null for certain codes. Raises
+// PayloadError; reads nothing outside [bytes, bytes + entry.length).
+void read_block(const BlockTable& table, const DecodeTable* lookup, BlockEntry entry,
+                const uint8_t* bytes, size_t n, Workspace& work);
+
+// Splits n values of k (integers, or beyond 2^24 whatever they are) in work.escapes into codes and
+// escapes; with shift > 0, low[i] receives the low bits. Returns the number of escapes.
+size_t split_symbols(size_t n, CodeRange codes, uint8_t shift, Workspace& work, uint8_t* low);
+
+// The tail: the last symbols of a block, coded by one lane into the low halves of the 32 initial
+// states, which would otherwise carry nothing. Returns how many symbols fit.
+size_t write_tail(const uint8_t* codes, size_t n, const EncodeTable& table, uint32_t states[32]);
+// False if the states are no tail of `count` symbols.
+bool read_tail(const uint32_t states[32], const DecodeTable& table, uint8_t* codes, size_t count);
+
+}  // namespace qoda

@@ -1,0 +1,55 @@
+#include <algorithm>
+
+#include "block.hpp"
+#include "wire.hpp"
+
+namespace qoda {
+namespace {
+
+constexpr size_t kStateWords = 2;
+constexpr size_t kTailWords = kLanes - kStateWords;
+
+}  // namespace
+
+size_t write_tail(const uint8_t* codes, size_t n, const EncodeTable& table, uint32_t states[32]) {
+  uint16_t words[kTailWords];
+  size_t at = kTailWords, count = 0;
+  uint32_t x = kStateLow;
+  for (; count < std::min(n, kMostTail); ++count) {
+    const uint8_t code = codes[n - 1 - count];
+    const uint32_t freq = table.freq[code];
+    if (x >= freq << 20) {
+      if (at == 0) break;
+      words[--at] = static_cast<uint16_t>(x);
+      x >>= 16;
+    }
+    x = ((x / freq) << kScaleBits) + x % freq + table.start[code];
+  }
+  std::fill(states, states + kLanes, kStateLow);
+  states[0] |= x & 0xFFFF;
+  states[1] |= x >> 16;
+  for (size_t i = at; i < kTailWords; ++i) states[kStateWords + i - at] |= words[i];
+  return count;
+}
+
+bool read_tail(const uint32_t states[32], const DecodeTable& table, uint8_t* codes, size_t count) {
+  for (size_t lane = 0; lane < kLanes; ++lane)
+    if (states[lane] >> 16 != 1) return false;
+  uint32_t x = (states[0] & 0xFFFF) | states[1] << 16;
+  if (x < kStateLow) return false;
+  size_t at = kStateWords;
+  for (size_t i = 0; i < count; ++i) {
+    const uint32_t entry = table.slot[x & (kScale - 1)];
+    x = (entry >> 12 & 0xFFF) * (x >> kScaleBits) + (entry & 0xFFF);
+    if (x < kStateLow) {
+      if (at == kLanes) return false;
+      x = x << 16 | (states[at++] & 0xFFFF);
+    }
+    codes[i] = static_cast<uint8_t>(entry >> 24);
+  }
+  for (; at < kLanes; ++at)
+    if (states[at] != kStateLow) return false;
+  return x == kStateLow;
+}
+
+}  // namespace qoda
