@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -51,7 +52,7 @@ def key(environment: Path, used: Mpi, log: Path) -> str:
         f"{soabi}-{platform}",
         used.identity,
     ]
-    return "_".join("".join(c if c.isalnum() or c in ".+-" else "-" for c in p) for p in parts)
+    return "_".join(re.sub(r"[^\w.+]+", "-", part).strip("-") for part in parts)
 
 
 def ensure(

@@ -26,5 +26,5 @@ def read(venv: Path) -> dict[str, Any]:
 def write(venv: Path, facts: dict[str, Any]) -> None:
     """Replace the stamp in one step: an interrupted set-up leaves the old one or the new one."""
     temporary = venv / f".{_NAME}.{os.getpid()}"
-    temporary.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+    temporary.write_text(json.dumps(facts, indent=1) + "\n")
     os.replace(temporary, venv / _NAME)
