@@ -151,13 +151,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         text = f.metadata["help"]
         if f.name == "rules":
             group.add_argument(
-                "--rule", dest="rules", action="append", metavar="PATTERN=SPEC",
+                "--rule",
+                dest="rules",
+                action="append",
+                metavar="PATTERN=SPEC",
                 help="PATTERN=raw, PATTERN=BITS or PATTERN=key:value,key:value; repeatable",
             )
         else:
             group.add_argument(
-                "--" + f.name.replace("_", "-"), type=_parser(f.name), default=None,
-                metavar=f.name.upper(), help=f"{text} (default: {f.default})",
+                "--" + f.name.replace("_", "-"),
+                type=_parser(f.name),
+                default=None,
+                metavar=f.name.upper(),
+                help=f"{text} (default: {f.default})",
             )
 
 
@@ -195,7 +201,9 @@ def _parse_rule(pattern: str, spec: str) -> Any:
         try:
             return float(spec)
         except ValueError:
-            raise ValueError(f"rule {pattern}={spec}: use raw, a number of bits or key:value") from None
+            raise ValueError(
+                f"rule {pattern}={spec}: use raw, a number of bits or key:value"
+            ) from None
     pairs = [item.partition(":") for item in spec.split(",")]
     return {key.strip(): _parse(key.strip(), value.strip()) for key, _, value in pairs}
 

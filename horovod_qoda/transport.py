@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 POLL_S = 0.0005
-"""Longest sleep between two polls: Horovod's own background cycle is 1 ms, so shorter buys little."""
+"""Longest sleep between two polls; Horovod's own cycle is 1 ms, so shorter buys little."""
 
 
 class Handle(ABC):
@@ -51,7 +51,7 @@ class Transport(ABC):
     sent_bytes: int = 0
 
     def allgather(self, name: str, data: np.ndarray) -> Handle:
-        """Concatenates the one-dimensional ``data`` of all ranks in rank order; lengths may differ."""
+        """Concatenates one-dimensional ``data`` of all ranks in rank order; lengths may differ."""
         self.sent_bytes += data.nbytes
         return self._allgather(name, data)
 
@@ -94,7 +94,10 @@ class HorovodTransport(Transport):
     def _alltoall(self, name: str, data: np.ndarray, splits: np.ndarray) -> Handle:
         counts = _tensor(np.ascontiguousarray(splits, np.int32))
         return self._enqueue(
-            self._hvd.alltoall_async, name, _tensor(data), splits=counts,
+            self._hvd.alltoall_async,
+            name,
+            _tensor(data),
+            splits=counts,
             convert=lambda out: (_array(out[0]), _array(out[1])),
         )
 

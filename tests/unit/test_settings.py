@@ -3,18 +3,37 @@
 import argparse
 
 import pytest
+
 from horovod_qoda.settings import Settings, add_arguments, from_arguments
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("bits", -1), ("bits", 0), ("bits", 9), ("bits", float("nan")), ("bits", float("inf")),
-        ("quantizer", "best"), ("bucket_size", -4), ("bucket_size", 15), ("bucket_size", 96),
-        ("bucket_size", 2048), ("norm", "l3"), ("levels", -1), ("levels", 127),
-        ("topology", "ring"), ("min_numel", 0), ("warmup_steps", -1), ("fusion_mb", 0),
-        ("fusion_mb", -2.0), ("seed", -1), ("seed", 2**32), ("threads", 0),
-        ("rules", {"a": {"bits": 0}}), ("rules", {"a": {"colour": 1}}), ("rules", {"a": -3}),
+        ("bits", -1),
+        ("bits", 0),
+        ("bits", 9),
+        ("bits", float("nan")),
+        ("bits", float("inf")),
+        ("quantizer", "best"),
+        ("bucket_size", -4),
+        ("bucket_size", 15),
+        ("bucket_size", 96),
+        ("bucket_size", 2048),
+        ("norm", "l3"),
+        ("levels", -1),
+        ("levels", 127),
+        ("topology", "ring"),
+        ("min_numel", 0),
+        ("warmup_steps", -1),
+        ("fusion_mb", 0),
+        ("fusion_mb", -2.0),
+        ("seed", -1),
+        ("seed", 2**32),
+        ("threads", 0),
+        ("rules", {"a": {"bits": 0}}),
+        ("rules", {"a": {"colour": 1}}),
+        ("rules", {"a": -3}),
     ],
 )
 def test_bad_value_names_the_setting(name, value):
@@ -24,8 +43,16 @@ def test_bad_value_names_the_setting(name, value):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("bits", "3"), ("bits", True), ("bucket_size", 512.0), ("levels", 2.5), ("min_numel", 1.5),
-     ("seed", 0.5), ("threads", True), ("rules", {"a": "soft"})],
+    [
+        ("bits", "3"),
+        ("bits", True),
+        ("bucket_size", 512.0),
+        ("levels", 2.5),
+        ("min_numel", 1.5),
+        ("seed", 0.5),
+        ("threads", True),
+        ("rules", {"a": "soft"}),
+    ],
 )
 def test_wrong_type_names_the_setting(name, value):
     with pytest.raises(TypeError, match=name if name != "rules" else "rules"):

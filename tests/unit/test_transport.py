@@ -1,31 +1,10 @@
 """The in-process transport behaves like Horovod's: ragged, empty, repeated and out of order."""
 
-import threading
-
 import numpy as np
 import pytest
+
 from horovod_qoda.transport import local_transports
-
-
-def in_threads(transports, function):
-    """Runs ``function(transport)`` in one thread a rank and returns the results in rank order."""
-    results, errors = [None] * len(transports), []
-
-    def run(rank):
-        try:
-            results[rank] = function(transports[rank])
-        except BaseException as e:
-            errors.append(e)
-
-    threads = [threading.Thread(target=run, args=(r,)) for r in range(len(transports))]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join(60)
-    assert not any(t.is_alive() for t in threads), "a rank hangs"
-    if errors:
-        raise errors[0]
-    return results
+from tests.threads import in_threads
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -47,7 +26,10 @@ def test_collectives(size):
 
 def test_same_name_again_is_another_collective_and_bytes_are_counted():
     def run(t):
-        out = [t.allgather("x", np.array([(10 * i + t.rank) % 256], np.uint8)).wait() for i in range(50)]
+        out = [
+            t.allgather("x", np.array([(10 * i + t.rank) % 256], np.uint8)).wait()
+            for i in range(50)
+        ]
         return [o.tolist() for o in out], t.sent_bytes
 
     for out, sent in in_threads(local_transports(2), run):

@@ -1,0 +1,67 @@
+"""All-gather: every rank sends its payload to all and sums all of them.
+
+One stage, the setting of the theory: the variance of the mean falls as 1/K, the bytes received
+grow as K.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from horovod_qoda.coding import PayloadError, copy_stats, sum_sq_diff
+from horovod_qoda.exchange.buffer import ExchangeBuffer
+from horovod_qoda.exchange.step import Step, split_frames
+from horovod_qoda.exchange.worker import Steps
+
+
+def allgather(step: Step, buffer: ExchangeBuffer) -> Steps:
+    """Job that exchanges one buffer and leaves the mean in ``buffer.mean``."""
+    if not buffer.chunks:
+        return
+    (chunk,) = buffer.chunks
+    index, me = buffer.plan.index, step.transport.rank
+    rows = buffer.segments(chunk, step.adaptation.steps(buffer), step.adaptation.reconstruction)
+    blob = step.encode(buffer.values, rows, 0, index, chunk)
+    if step.wants_sums:
+        seal_own(step, buffer, {0: blob}, {0: rows})
+    received = yield step.transport.allgather(step.name(index, 0), blob)
+    parts, count = list(split_frames(received)), step.transport.size
+    if len(parts) != count:
+        raise PayloadError(f"rank {me} received {len(parts)} payloads from {count} ranks")
+    headers = step.decode_sum(
+        parts, range(count), rows, buffer.mean, stage=0, buffer=index, chunk=0
+    )
+    np.multiply(buffer.mean, np.float32(1 / count), out=buffer.mean)
+    step.received_aux = headers[0].aux
+    step.sums[index, 0] = (
+        sum(h.sum_sq for h in headers) / count**2,
+        sum(h.sum_sq_diff for h in headers) / count**2,
+    )
+
+
+def seal_own(
+    step: Step, buffer: ExchangeBuffer, blobs: dict[int, np.ndarray], rows: dict[int, np.ndarray]
+) -> None:
+    """Writes the squared norms of what others will decode from this rank into its payloads.
+
+    They are norms of the decoded vector and of its difference from the previous one
+    (docs/theory.md section 6), so the payload is decoded here once before it leaves.
+    """
+    if buffer.previous is None:
+        buffer.previous = np.zeros_like(buffer.values)
+    own = np.zeros_like(buffer.values)
+    for chunk in buffer.chunks:
+        here = slice(chunk.start, chunk.stop)
+        step.decode_sum(
+            [blobs[chunk.index]],
+            [step.transport.rank],
+            rows[chunk.index],
+            own[here],
+            stage=0,
+            buffer=buffer.plan.index,
+            chunk=chunk.index,
+        )
+        total, _ = copy_stats(own[here])
+        change = sum_sq_diff(own[here], buffer.previous[here])
+        step.seal(blobs[chunk.index], total, change, step.aux)
+    buffer.previous = own

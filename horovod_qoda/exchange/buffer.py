@@ -1,0 +1,87 @@
+"""The memory of one exchange buffer: gradients in, mean out, and what is remembered in between."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from horovod_qoda.coding import copy_stats
+from horovod_qoda.layout import Buffer, Chunk, Layout
+
+
+class ExchangeBuffer:
+    """Float32 arrays of one buffer of the layout.
+
+    Attributes:
+        values: this rank's gradients, layer after layer; gaps between layers stay zero.
+        mean: the decoded mean over ranks, in the same places.
+        sum_sq, finite: per layer of the buffer, filled as gradients are copied in.
+        previous: this rank's previous decoded vector, where QODA needs the difference.
+    """
+
+    def __init__(self, layout: Layout, plan: Buffer, parts: int) -> None:
+        self.plan = plan
+        self.chunks = layout.chunks(plan, parts)
+        self.values = np.zeros(plan.size, np.float32)
+        self.mean = np.zeros(plan.size, np.float32)
+        self.previous: np.ndarray | None = None
+        self.previous_error: np.ndarray | None = None
+        self.numel = np.array([layout.layers[i].numel for i in plan.layers], np.int64)
+        self.sum_sq = np.zeros(len(plan.layers))
+        self.finite = np.ones(len(plan.layers), bool)
+        self._place = {layer: k for k, layer in enumerate(plan.layers)}
+        self._waiting = set(plan.layers)
+
+    @property
+    def ready(self) -> bool:
+        return not self._waiting
+
+    def start(self) -> None:
+        """Forgets the gradients of the last exchange."""
+        self._waiting = set(self.plan.layers)
+
+    def put(self, layer: int, gradient: Any, threads: int) -> None:
+        """Copies a gradient (a torch tensor of the layer's size, or ``None`` for zeros) in.
+
+        Sum of squares and finiteness are taken on the way, in float64 and in a fixed order.
+        """
+        k = self._place[layer]
+        part = self.span(layer)
+        if gradient is None:
+            part[:] = 0
+            self.sum_sq[k], self.finite[k] = 0.0, True
+        else:
+            self.sum_sq[k], self.finite[k] = _copy(gradient, part, threads)
+        self._waiting.discard(layer)
+
+    def span(self, layer: int, of: str = "values") -> np.ndarray:
+        """View of a layer's coordinates in ``values`` or ``mean``."""
+        k = self._place[layer]
+        start = self.plan.offsets[k]
+        return getattr(self, of)[start : start + int(self.numel[k])]
+
+    def segments(self, chunk: Chunk, steps: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
+        """The chunk's segment rows with this exchange's steps, choices and non-finite flags.
+
+        Args:
+            steps, reconstruction: per layer of the model.
+        """
+        rows = chunk.segments.copy()
+        place = np.fromiter((self._place[i] for i in chunk.layers), np.int64, len(chunk.layers))
+        rows["step"] = steps[chunk.layers]
+        rows["reconstruction"] = reconstruction[chunk.layers]
+        rows["nonfinite"] = ~self.finite[place]
+        return rows
+
+
+def _copy(gradient: Any, part: np.ndarray, threads: int) -> tuple[float, bool]:
+    import torch
+
+    if not part.size:
+        return 0.0, True
+    tensor = gradient.detach()
+    if tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous():
+        return copy_stats(tensor.reshape(-1).numpy(), part, threads=threads)
+    torch.from_numpy(part).view(tensor.shape).copy_(tensor)
+    return copy_stats(part, None, threads=threads)

@@ -1,0 +1,275 @@
+"""The exchange of one optimizer: gradients are put in layer by layer, means come back."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from horovod_qoda.exchange.adaptation import Adaptation, is_update, mean_entropy
+from horovod_qoda.exchange.allgather import allgather
+from horovod_qoda.exchange.allreduce import allreduce
+from horovod_qoda.exchange.buffer import ExchangeBuffer
+from horovod_qoda.exchange.handshake import agree, object_of_root
+from horovod_qoda.exchange.records import ExchangeRecord
+from horovod_qoda.exchange.scatter_reduce import scatter_reduce
+from horovod_qoda.exchange.step import Capacities, Step
+from horovod_qoda.exchange.worker import Job, Worker
+from horovod_qoda.layout import Layout
+from horovod_qoda.settings import Settings
+from horovod_qoda.transport import Transport
+
+_LOCAL = ("previous", "previous_error")
+
+_ITEMSIZE = {"torch.float64": 8, "torch.float16": 2, "torch.bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Sums:
+    """QODA's scalars of one exchange (docs/theory.md section 6), equal on all ranks."""
+
+    sum_sq: float
+    sum_sq_diff: float
+    aux: float | None
+
+
+def choose_topology(settings: Settings, ranks: int) -> str:
+    """The topology in force: ``auto`` takes the fewer bytes at equal variance of the mean.
+
+    All-gather receives K b bits a coordinate, scatter-reduce sends and receives 2 b; the crossover
+    is at K = 2, or 3 at up to 2 bits (docs/theory.md section 9).
+    """
+    if settings.topology != "auto":
+        return settings.topology
+    return "allgather" if ranks <= (3 if settings.bits <= 2 else 2) else "scatter_reduce"
+
+
+class Exchange:
+    """Averages gradients over the ranks of a transport, compressed.
+
+    One exchange is: :meth:`put` every layer, in any order and from any thread; :meth:`mean` every
+    layer; :meth:`finish`. A buffer is coded and sent as soon as its layers, and all buffers before
+    it, are complete.
+
+    Args:
+        layout, settings: the same on all ranks, which the first exchange verifies.
+        transport: the ranks to average over.
+        optimizer: number of the optimizer on this rank, part of names and random counters.
+        wants_sums: also compute QODA's scalars.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        settings: Settings,
+        transport: Transport,
+        optimizer: int,
+        wants_sums: bool = False,
+    ) -> None:
+        self.layout, self.settings, self.transport = layout, settings, transport
+        self.topology = choose_topology(settings, transport.size)
+        self.wants_sums = wants_sums
+        self.number = 0
+        self.aux = 0.0
+        self._optimizer = optimizer
+        stages = 2 if self.topology == "scatter_reduce" else 1
+        self.adaptation = Adaptation(layout, stages)
+        parts = transport.size if self.topology == "scatter_reduce" else 1
+        self._buffers = [ExchangeBuffer(layout, plan, parts) for plan in layout.buffers]
+        self._buffer_of = {i: b for b in self._buffers for i in b.plan.layers}
+        self._capacities = Capacities()
+        self._worker = Worker(f"horovod_qoda-{optimizer}")
+        self._lock = threading.Lock()
+        self._step: Step | None = None
+        self._jobs: list[Job] = []
+        self._agreed = False
+        self._raw_bytes = sum(x.numel * _ITEMSIZE.get(x.dtype, 4) for x in layout.layers)
+
+    @property
+    def name(self) -> str:
+        return f"horovod_qoda.{self._optimizer}"
+
+    @property
+    def started(self) -> bool:
+        """True from the first :meth:`put` to :meth:`finish`."""
+        return self._step is not None
+
+    def agree(self) -> None:
+        """Compares settings and layout over ranks, once; raises MismatchError on every rank."""
+        if not self._agreed:
+            agree(self.transport, self.name, self.settings, self.layout)
+            # Scripts load a checkpoint on rank 0 and broadcast: what adapts follows rank 0 too.
+            state = object_of_root(self.transport, self.name + ".state", self.state_dict())
+            if self.transport.rank:
+                self.load_state_dict(state)
+            self._agreed = True
+
+    def put(self, layer: int, gradient: Any) -> None:
+        """Hands over a layer's gradient (a torch tensor; ``None`` means zeros), copying it."""
+        with self._lock:
+            if self._step is None:
+                self._start()
+        buffer = self._buffer_of[layer]
+        buffer.put(layer, gradient, self.settings.threads)
+        with self._lock:
+            self._submit_ready()
+
+    def mean(self, layer: int) -> np.ndarray:
+        """Mean over ranks of a layer, flat float32; waits until it is there.
+
+        The array is overwritten by the next exchange. Raises what the exchange raised.
+        """
+        assert self._step is not None
+        buffer = self._buffer_of[layer]
+        begin = time.perf_counter()
+        self._jobs[buffer.plan.index].wait()
+        self._step.tally.wait_s += time.perf_counter() - begin
+        return buffer.span(layer, "mean")
+
+    def finish(self) -> tuple[ExchangeRecord, Sums]:
+        """Ends the exchange; updates tables and factors where it is time."""
+        step = self._step
+        assert step is not None
+        begin = time.perf_counter()
+        if len(self._jobs) < len(self._buffers):
+            raise RuntimeError("finish() before every layer was put")
+        for job in self._jobs:
+            job.wait()
+        tally = step.tally
+        tally.wait_s += time.perf_counter() - begin
+        if step.histogram is not None:
+            self._update(step)
+        tally.exchange_s = self._worker.collective_s - tally.exchange_s
+        tally.wire_bytes = self.transport.sent_bytes - tally.wire_bytes
+        coded = 8 * (tally.payload_bytes - tally.raw_layer_bytes)
+        record = ExchangeRecord(
+            exchange=step.number,
+            topology=self._topology_of(step.number),
+            coordinates=self.layout.quantized,
+            raw_bytes=self._raw_bytes,
+            payload_bytes=tally.payload_bytes,
+            wire_bytes=tally.wire_bytes,
+            coded_bits=coded / tally.stage_coordinates if tally.stage_coordinates else float("nan"),
+            entropy_bits=tally.entropy_bits,
+            encode_s=tally.encode_s,
+            decode_s=tally.decode_s,
+            exchange_s=tally.exchange_s,
+            busy_s=tally.ended - tally.started,
+            wait_s=tally.wait_s,
+        )
+        ordered = [step.sums[key] for key in sorted(step.sums)]
+        sums = Sums(sum(a for a, _ in ordered), sum(b for _, b in ordered), step.received_aux)
+        self._step = None
+        self.number += 1
+        return record, sums
+
+    def state_dict(self) -> dict[str, Any]:
+        """Exchange number and what has been adapted: numbers and lists, equal on all ranks."""
+        return {
+            "exchange": self.number,
+            "seed": self.settings.seed,
+            "adaptation": self.adaptation.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ValueError where the state is of another model or of other settings."""
+        self.adaptation.load_state_dict(state["adaptation"])
+        self.number = int(state["exchange"])
+        self._agreed = False
+
+    def local_state_dict(self) -> dict[str, Any]:
+        """What differs between ranks, as torch tensors; empty unless QODA's sums are wanted."""
+        import torch
+
+        vectors = {
+            f"{kind}.{b.plan.index}": torch.from_numpy(array.copy())
+            for b in self._buffers
+            for kind in _LOCAL
+            if (array := getattr(b, kind)) is not None
+        }
+        return {
+            "exchange": self.number,
+            "rank": self.transport.rank,
+            "ranks": self.transport.size,
+            "vectors": vectors,
+        }
+
+    def load_local_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes what this rank saved; raises ValueError where it was saved elsewhere."""
+        here = (self.transport.rank, self.transport.size)
+        if (state["rank"], state["ranks"]) != here:
+            raise ValueError(
+                f"local state saved by rank {state['rank']} of {state['ranks']}, it cannot be "
+                f"loaded by rank {here[0]} of {here[1]}; without it differences start at zero"
+            )
+        for b in self._buffers:
+            for kind in _LOCAL:
+                vector = state["vectors"].get(f"{kind}.{b.plan.index}")
+                setattr(b, kind, None if vector is None else vector.numpy().copy())
+
+    def close(self) -> None:
+        self._worker.stop()
+
+    def _topology_of(self, number: int) -> str:
+        return "raw" if number < self.settings.warmup_steps else self.topology
+
+    def _start(self) -> None:
+        step = Step(
+            number=self.number,
+            optimizer=self._optimizer,
+            key=self.settings.seed | (self._optimizer & 0xFFF) << 52,
+            layout=self.layout,
+            transport=self.transport,
+            adaptation=self.adaptation,
+            capacities=self._capacities,
+            threads=self.settings.threads,
+            wants_sums=self.wants_sums,
+            aux=self.aux,
+        )
+        if self._topology_of(self.number) != "raw" and is_update(
+            self.number - self.settings.warmup_steps
+        ):
+            step.histogram = self.adaptation.new_histogram()
+        step.tally.exchange_s = self._worker.collective_s
+        step.tally.wire_bytes = self.transport.sent_bytes
+        for buffer in self._buffers:
+            buffer.start()
+        self._jobs = []
+        self._step = step
+
+    def _submit_ready(self) -> None:
+        """Submits ready buffers in layout order; one that is not ready holds back the rest."""
+        step = self._step
+        assert step is not None
+        while len(self._jobs) < len(self._buffers) and self._buffers[len(self._jobs)].ready:
+            buffer = self._buffers[len(self._jobs)]
+            kind = {"raw": allreduce, "allgather": allgather, "scatter_reduce": scatter_reduce}
+            run = kind[self._topology_of(step.number)]
+            self._jobs.append(self._worker.submit(_timed(run(step, buffer), step)))
+
+    def _update(self, step: Step) -> None:
+        assert step.histogram is not None
+        seen = self.adaptation.look(self._buffers)
+        counts = np.concatenate([step.histogram.ravel(), seen.ravel()])
+        total = self.transport.allreduce(self.name + ".update", counts).wait()
+        if self.transport.rank == 0:
+            histogram = total[: step.histogram.size].reshape(step.histogram.shape)
+            self.adaptation.update(histogram, total[step.histogram.size :].reshape(seen.shape))
+        state = self.adaptation.state_dict()
+        state = object_of_root(self.transport, self.name + ".update.state", state)
+        if self.transport.rank:
+            self.adaptation.load_state_dict(state)
+        self._capacities.refit()
+        step.tally.entropy_bits = mean_entropy(step.histogram.reshape(-1, 256))
+
+
+def _timed(steps: Any, step: Step) -> Any:
+    """Notes when the first job began and the last one ended."""
+    tally = step.tally
+    if not tally.started:
+        tally.started = time.perf_counter()
+    yield from steps
+    tally.ended = time.perf_counter()

@@ -1,0 +1,121 @@
+"""The first exchange is preceded by one question: do all ranks mean the same thing?
+
+Hashes travel first; only where they differ do descriptions follow, so that the error can name the
+setting, the layer and the ranks, on every rank.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from horovod_qoda.layout import Layout, describe, first_difference
+from horovod_qoda.settings import Settings
+from horovod_qoda.transport import Transport
+
+
+class MismatchError(RuntimeError):
+    """Ranks disagree about settings, model or parameters."""
+
+
+def gather_objects(transport: Transport, name: str, value: Any) -> list[Any]:
+    """JSON values of all ranks in rank order."""
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8).copy()
+    lengths = transport.allgather(name + ".lengths", np.array([len(data)], np.int64)).wait()
+    texts = transport.allgather(name + ".texts", data).wait()
+    ends = np.cumsum(lengths)
+    return [json.loads(bytes(t)) for t in np.split(texts, ends[:-1])]
+
+
+def object_of_root(transport: Transport, name: str, value: Any) -> Any:
+    """Rank 0's JSON value, on every rank."""
+    text = json.dumps(value).encode() if transport.rank == 0 else b""
+    return json.loads(bytes(transport.allgather(name, np.frombuffer(text, np.uint8).copy()).wait()))
+
+
+def agree(transport: Transport, name: str, settings: Settings, layout: Layout) -> None:
+    """Compares settings and layouts over ranks; ``name`` begins the collectives' names.
+
+    Raises:
+        MismatchError: on every rank, naming the first setting or layer that differs and the ranks.
+    """
+    wanted = settings.canonical()
+    same_settings, same_layout = _equal(transport, name + ".hashes", [_hash(wanted), layout.hash])
+    if not same_settings:
+        _settings_differ(gather_objects(transport, name + ".settings", wanted))
+    if not same_layout:
+        layers = [describe(x, layout.types) for x in layout.layers]
+        _layers_differ(gather_objects(transport, name + ".layers", layers))
+
+
+def agree_on_parameters(
+    transport: Transport, name: str, names: Sequence[str], hashes: Sequence[int], remedy: str
+) -> None:
+    """Compares the parameters themselves, by a 64-bit hash of each layer.
+
+    Raises:
+        MismatchError: on every rank, naming the first layer that differs, the ranks and ``remedy``.
+    """
+    (same,) = _equal(transport, name + ".digest", [_hash(list(hashes))])
+    if same:
+        return
+    all_hashes = gather_objects(transport, name + ".parameters", list(hashes))
+    for layer, values in zip(names, zip(*all_hashes, strict=True), strict=True):
+        if len(set(values)) > 1:
+            groups = _by_rank([f"{value:016x}" for value in values])
+            raise MismatchError(
+                f"parameters differ between ranks in layer {layer!r}: {groups}; {remedy}"
+            )
+
+
+def _equal(transport: Transport, name: str, hashes: Sequence[int]) -> list[bool]:
+    """For each hash, whether it is the same on all ranks."""
+    mine = np.array(hashes, np.uint64).view(np.int64)
+    table = transport.allgather(name, mine).wait().reshape(-1, len(hashes))
+    return [len(np.unique(column)) == 1 for column in table.T]
+
+
+def _hash(value: Any) -> int:
+    text = json.dumps(value, sort_keys=True).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+def _settings_differ(all_settings: Sequence[dict[str, str]]) -> None:
+    for key in all_settings[0]:
+        values = [s.get(key) for s in all_settings]
+        if len(set(values)) > 1:
+            raise MismatchError(
+                f"ranks were given different compression settings: {key} is {_by_rank(values)}; "
+                "pass the same arguments, flags and HOROVOD_QODA_ variables on every rank"
+            )
+
+
+def _layers_differ(all_layers: Sequence[list[Any]]) -> None:
+    for theirs in all_layers:
+        i = first_difference(all_layers[0], theirs)
+        if i is not None:
+            values = [str(x[i][:3]) if i < len(x) else "missing" for x in all_layers]
+            raise MismatchError(
+                f"ranks have different models: layer {i} is {_by_rank(values)}; build the same "
+                "model with the same parameter order on every rank"
+            )
+    raise MismatchError(
+        "ranks lay the same layers out differently: do they run one version of this package?"
+    )
+
+
+def _by_rank(values: Sequence[Any]) -> str:
+    """``v on ranks [0, 1], w on ranks [2]``, longest group first."""
+    groups: dict[Any, list[int]] = {}
+    for rank, value in enumerate(values):
+        groups.setdefault(value, []).append(rank)
+    ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[1]))
+    return ", ".join(f"{value} on ranks {_short(ranks)}" for value, ranks in ordered[:4])
+
+
+def _short(ranks: list[int]) -> str:
+    return str(ranks) if len(ranks) <= 8 else f"[{', '.join(map(str, ranks[:8]))}, ...]"

@@ -1,0 +1,175 @@
+"""One exchange in progress: its number, its settings in force, and coding on behalf of the jobs."""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from horovod_qoda import coding
+from horovod_qoda.coding import Header, PayloadError
+from horovod_qoda.exchange.adaptation import Adaptation
+from horovod_qoda.exchange.records import Tally
+from horovod_qoda.layout import Chunk, Layout
+from horovod_qoda.transport import Transport
+
+_FRAME = struct.Struct("<Q")
+"""Every payload travels behind its padded length, so that receivers find the next one."""
+
+SLACK = 1.02
+"""Room over the longest payload seen: a tensor whose length changes makes Horovod renegotiate."""
+
+
+class Capacities:
+    """Padded lengths of what this rank sends, one for each (stage, buffer, chunk)."""
+
+    def __init__(self) -> None:
+        self._bytes: dict[tuple[int, int, int], int] = {}
+        self._longest: dict[tuple[int, int, int], int] = {}
+
+    def fit(self, key: tuple[int, int, int], length: int) -> int:
+        """Padded length to use for a payload of ``length`` bytes; grows where it must."""
+        self._longest[key] = max(length, self._longest.get(key, 0))
+        if length > self._bytes.get(key, 0):
+            self._bytes[key] = _padded(length)
+        return self._bytes[key]
+
+    def refit(self) -> None:
+        """Shrinks every capacity to what was needed since the last call."""
+        self._bytes = {key: _padded(length) for key, length in self._longest.items()}
+        self._longest = {}
+
+
+def _padded(length: int) -> int:
+    return -(-int(length * SLACK) // 64) * 64
+
+
+@dataclass
+class Step:
+    """What the jobs of one exchange share. Written by the worker thread only."""
+
+    number: int
+    optimizer: int
+    key: int
+    layout: Layout
+    transport: Transport
+    adaptation: Adaptation
+    capacities: Capacities
+    threads: int
+    wants_sums: bool
+    aux: float = 0.0
+    histogram: np.ndarray | None = None
+    """Symbol counts, shape (stages, types, 256), int64; None where this exchange takes none."""
+    tally: Tally = field(default_factory=Tally)
+    sums: dict[tuple[int, int], tuple[float, float]] = field(default_factory=dict)
+    """QODA's two sums over nodes, by (buffer, chunk)."""
+    received_aux: float | None = None
+
+    def name(self, buffer: int, stage: int) -> str:
+        """Name of a collective: stable from exchange to exchange, so that Horovod's cache hits."""
+        return f"horovod_qoda.{self.optimizer}.buffer{buffer}.stage{stage}"
+
+    def header(self, rank: int, stage: int, buffer: int, chunk: int) -> Header:
+        return Header(
+            layout_hash=self.layout.hash,
+            exchange=self.number,
+            rank=rank,
+            stage=stage,
+            chunk=buffer << 16 | chunk,
+            key=self.key | rank << 32,
+            aux=self.aux if rank == 0 else 0.0,
+        )
+
+    def encode(
+        self, values: np.ndarray, rows: np.ndarray, stage: int, buffer: int, chunk: Chunk
+    ) -> np.ndarray:
+        """Codes one chunk into a framed, padded array of bytes ready to travel."""
+        begin = time.perf_counter()
+        out = np.empty(_FRAME.size + coding.max_payload_bytes(rows), np.uint8)
+        length = coding.encode(
+            values,
+            rows,
+            self.header(self.transport.rank, stage, buffer, chunk.index),
+            out[_FRAME.size :],
+            book=self.adaptation.books[stage],
+            levels=self.adaptation.levels,
+            histogram=None if self.histogram is None else self.histogram[stage],
+            threads=self.threads,
+        )
+        framed = _FRAME.size + length
+        capacity = self.capacities.fit((stage, buffer, chunk.index), framed)
+        if capacity > len(out):
+            out = np.concatenate([out, np.zeros(capacity - len(out), np.uint8)])
+        _FRAME.pack_into(out.data, 0, capacity)
+        out[framed:capacity] = 0
+        raw = rows["quantizer"] == 0
+        self.tally.payload_bytes += length
+        self.tally.raw_layer_bytes += 4 * int(rows["numel"][raw].sum())
+        self.tally.stage_coordinates += int(rows["numel"][~raw].sum())
+        self.tally.encode_s += time.perf_counter() - begin
+        return out[:capacity]
+
+    def decode_sum(
+        self,
+        blobs: list[np.ndarray],
+        ranks: Sequence[int],
+        rows: np.ndarray,
+        out: np.ndarray,
+        *,
+        stage: int,
+        buffer: int,
+        chunk: int,
+    ) -> list[Header]:
+        """Decodes what ``ranks`` sent and leaves the sum, in that order, in ``out``.
+
+        Raises:
+            PayloadError: the bytes are not what those ranks should have sent.
+        """
+        begin = time.perf_counter()
+        try:
+            headers = coding.decode_sum(
+                [blob[_FRAME.size :] for blob in blobs],
+                rows,
+                out,
+                expect=[self.header(rank, stage, buffer, chunk) for rank in ranks],
+                book=self.adaptation.books[stage],
+                levels=self.adaptation.levels,
+                threads=self.threads,
+            )
+        except PayloadError as e:
+            raise PayloadError(
+                f"exchange {self.number}, buffer {buffer}, stage {stage}: rank "
+                f"{self.transport.rank} cannot use what rank "
+                f"{' or '.join(map(str, ranks))} sent: {e}"
+            ) from None
+        self.tally.decode_s += time.perf_counter() - begin
+        return headers
+
+    def seal(self, blob: np.ndarray, sum_sq: float, sum_sq_diff: float, aux: float) -> None:
+        """Writes the three scalars into a payload of this rank."""
+        coding.seal(blob[_FRAME.size :], sum_sq, sum_sq_diff, aux)
+
+    def steps(self, blob: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Step and whether it is non-finite, for each segment of a payload."""
+        steps, kinds = coding.steps(blob[_FRAME.size :])
+        return steps, kinds == coding.KIND_NONFINITE
+
+
+def split_frames(received: np.ndarray) -> Iterator[np.ndarray]:
+    """The framed payloads in what an all-gather returned, one after the other.
+
+    Raises:
+        PayloadError: a length that does not fit.
+    """
+    start = 0
+    while start < len(received):
+        if len(received) - start < _FRAME.size:
+            raise PayloadError(f"{len(received) - start} bytes left over, too few for a payload")
+        (capacity,) = _FRAME.unpack_from(received.data, start)
+        if not _FRAME.size < capacity <= len(received) - start:
+            raise PayloadError(f"a payload claims {capacity} bytes of {len(received) - start}")
+        yield received[start : start + capacity]
+        start += capacity

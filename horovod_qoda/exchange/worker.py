@@ -1,0 +1,128 @@
+"""The thread that moves exchanges forward while the training thread computes.
+
+A job is a generator: it encodes, yields the handle of a collective, is resumed with its result,
+and so on. Jobs start in the order they are submitted; all that are there are started before any
+is waited for, so ranks whose gradients arrive in different orders cannot block each other.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Generator
+from typing import Any
+
+from horovod_qoda.transport import POLL_S, Handle
+
+Steps = Generator[Handle, Any, None]
+
+
+class Job:
+    """One submitted generator and how it ended."""
+
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+        self._ended = threading.Event()
+        self.handle: Handle | None = None
+        self.error: BaseException | None = None
+
+    def advance(self) -> bool:
+        """Takes the result of the last collective, if any, and runs to the next one.
+
+        Returns False when the job has ended, by itself or by an error.
+        """
+        try:
+            value = None if self.handle is None else self.handle.result()
+            self.handle = self._steps.send(value)
+            return True
+        except StopIteration:
+            pass
+        except BaseException as e:  # reported by wait() in the thread that asked
+            self.error = e
+        self.handle = None
+        self._ended.set()
+        return False
+
+    def wait(self) -> None:
+        """Blocks until the job has ended; raises what it raised."""
+        # A plain wait() cannot be interrupted by Ctrl-C on every platform; a timed one can.
+        while not self._ended.wait(1.0):
+            pass
+        if self.error is not None:
+            raise self.error
+
+
+class Worker:
+    """One daemon thread, started with the first job and again in a forked child."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._wake = threading.Condition()
+        self._new: deque[Job] = deque()
+        self._thread: threading.Thread | None = None
+        self._pid = 0
+        self._stopping = False
+        self.collective_s = 0.0
+        """Seconds during which at least one collective was under way."""
+
+    def submit(self, steps: Steps) -> Job:
+        job = Job(steps)
+        with self._wake:
+            self._new.append(job)
+            if self._thread is None or self._pid != os.getpid() or not self._thread.is_alive():
+                self._pid = os.getpid()
+                self._stopping = False
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._thread.start()
+            self._wake.notify()
+        return job
+
+    def stop(self) -> None:
+        """Ends the thread once its jobs have ended."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+
+    def _run(self) -> None:
+        active: list[Job] = []
+        since = 0.0
+        pause = POLL_S / 16
+        while True:
+            with self._wake:
+                while not (self._new or active):
+                    if self._stopping:
+                        return
+                    self._wake.wait()
+                fresh = list(self._new)
+                self._new.clear()
+            progress = bool(fresh)
+            for job in fresh:
+                if job.advance():
+                    if not active:
+                        since = time.perf_counter()
+                    active.append(job)
+            for job in list(active):
+                if job.handle is not None and _done(job.handle):
+                    progress = True
+                    if len(active) == 1:
+                        self.collective_s += time.perf_counter() - since
+                    if not job.advance():
+                        active.remove(job)
+                    elif len(active) == 1:
+                        since = time.perf_counter()
+            if progress:
+                pause = POLL_S / 16
+            elif active:
+                with self._wake:
+                    if not self._new:
+                        self._wake.wait(pause)
+                pause = min(pause * 2, POLL_S)
+
+
+def _done(handle: Handle) -> bool:
+    try:
+        return handle.done()
+    except Exception:  # result() raises it where it is reported
+        return True

@@ -1,0 +1,134 @@
+"""The gradients of one optimizer, from hook to mean: when they are sent and what is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from horovod_qoda.exchange import ExchangeRecord, Sums, agree_on_parameters
+from horovod_qoda.logs import logger
+from horovod_qoda.torch.carriers import Carrier, LayerwiseCarrier, Result
+from horovod_qoda.torch.overlap import OverlapError, OverlapRule
+from horovod_qoda.torch.replicas import hash_parameters
+from horovod_qoda.torch.summary import summarize
+from horovod_qoda.transport import Transport
+
+Listener = Callable[[ExchangeRecord], None]
+
+
+class Gradients:
+    """Sends each gradient once: at its hook where that is safe, else at ``synchronize()``.
+
+    Args:
+        names, parameters: layers in registration order, the same on all ranks.
+        carrier: moves the gradients.
+        overlap: see :class:`OverlapRule`.
+        replica_check_steps: compare the parameters of all ranks every so many steps; 0 is never.
+    """
+
+    def __init__(
+        self,
+        names: list[str],
+        parameters: list[torch.Tensor],
+        carrier: Carrier,
+        transport: Transport,
+        overlap: bool | str,
+        replica_check_steps: int,
+    ) -> None:
+        self.names, self.parameters, self.carrier = names, parameters, carrier
+        self.transport = transport
+        self.rule = OverlapRule(overlap, names)
+        self.listeners: list[Listener] = []
+        self.paused = False
+        self._layer = {id(p): i for i, p in enumerate(parameters)}
+        self._check_every = replica_check_steps
+        self._steps = 0
+
+    def owns(self, p: torch.Tensor) -> bool:
+        return id(p) in self._layer
+
+    def fired(self, p: torch.Tensor, passes: int) -> None:
+        """Called by the hook of a parameter, after its gradient was accumulated."""
+        # requires_grad turned off after the forward pass: the hook fires, nothing is accumulated.
+        if self.paused or not p.requires_grad or p.grad is None:
+            return
+        layer = self._layer[id(p)]
+        if self.rule.fired(layer, p.grad, passes):
+            self.carrier.put(layer, p)
+
+    def begin(self, passes: int) -> None:
+        """Start of ``synchronize()``: checks what was sent, sends the rest."""
+        self.rule.check([p.grad for p in self.parameters], passes)
+        if self._steps == 0:
+            self._first()
+        for layer, p in enumerate(self.parameters):
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+            if not self.rule.sent(layer):
+                self.carrier.put(layer, p)
+
+    def result(self, p: torch.Tensor) -> Result:
+        return self.carrier.result(self._layer[id(p)], p)
+
+    def end(self) -> Sums:
+        """End of ``synchronize()``: all means are in ``p.grad``."""
+        record, sums = self.carrier.finish()
+        for listener in self.listeners:
+            listener(record)
+        if self._steps == 0 and self.transport.rank == 0:
+            summarize(self.carrier, record, self.transport.size)
+        if self.rule.end_step(self.transport, self.carrier.name) and self.transport.rank == 0:
+            logger().info(
+                "gradients are sent during backward"
+                if self.rule.on
+                else f"gradients are sent at synchronize(), not during backward: {self.rule.reason}"
+            )
+        self._steps += 1
+        return sums
+
+    def after_step(self) -> None:
+        """After the parameters were updated: compares replicas where it is time."""
+        if self._check_every and self._steps and self._steps % self._check_every == 0:
+            self._compare(
+                "the replicas have drifted apart: do all ranks run one torch build on one kind of "
+                "processor, and does the script change parameters outside optimizer.step()?"
+            )
+
+    def zeroed(self) -> None:
+        """``zero_grad()`` was called.
+
+        Raises:
+            OverlapError: gradients that were sent would be thrown away.
+        """
+        sent = [name for i, name in enumerate(self.names) if self.rule.sent(i)]
+        if sent:
+            raise OverlapError(
+                f"zero_grad() after backward() but before step(): the gradient of {sent[0]!r} has "
+                "been sent already; call step() or synchronize() first, or pass overlap=False to "
+                "DistributedOptimizer"
+            )
+        self.rule.forget_step()
+
+    @contextmanager
+    def pause(self) -> Any:
+        """While it lasts hooks only accumulate."""
+        self.paused, before = True, self.paused
+        try:
+            yield
+        finally:
+            self.paused = before
+
+    def _first(self) -> None:
+        if isinstance(self.carrier, LayerwiseCarrier):
+            self.carrier.exchange.agree()
+            self._compare(
+                "call hvd.broadcast_parameters(model.state_dict(), root_rank=0) before training"
+            )
+
+    def _compare(self, remedy: str) -> None:
+        agree_on_parameters(
+            self.transport, self.carrier.name, self.names, hash_parameters(self.parameters), remedy
+        )

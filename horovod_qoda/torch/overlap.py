@@ -1,0 +1,153 @@
+"""May gradients leave during backward? Watch a few steps, then decide on all ranks at once.
+
+What must be averaged is ``p.grad`` as it stands when ``synchronize()`` is reached. A gradient may
+leave earlier only if nothing happens to it after its hook: no second backward, no clipping, no
+unscaling. The first steps therefore exchange at ``synchronize()`` and watch.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from horovod_qoda.transport import Transport
+
+WATCHED_STEPS = 3
+"""GANs that train the critic several times per generator step show it within that many."""
+
+SAMPLES = 16
+"""Values compared beside the version counter, which ``GradScaler.unscale_`` does not advance."""
+
+
+class OverlapError(RuntimeError):
+    """A gradient changed after it had been sent."""
+
+
+class Witness(NamedTuple):
+    """What a gradient looked like when its hook fired."""
+
+    pointer: int
+    version: int
+    sample: torch.Tensor
+
+    @classmethod
+    def of(cls, gradient: torch.Tensor) -> Witness:
+        return cls(gradient.data_ptr(), gradient._version, _sample(gradient).clone())
+
+    def matches(self, gradient: torch.Tensor | None) -> bool:
+        return (
+            gradient is not None
+            and gradient.data_ptr() == self.pointer
+            and gradient._version == self.version
+            and _same(_sample(gradient), self.sample)
+        )
+
+
+def _sample(gradient: torch.Tensor) -> torch.Tensor:
+    values = gradient.detach()
+    if values.is_sparse:
+        values = values._values()
+    flat = values.reshape(-1) if values.is_contiguous() else values.flatten()
+    return flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES]
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and bool(torch.equal(a.nan_to_num(), b.nan_to_num()))
+
+
+class OverlapRule:
+    """Counts hooks, keeps witnesses, and turns overlap on or leaves it off for all ranks.
+
+    Args:
+        wanted: ``"auto"``, ``True`` (on after the first step) or ``False``.
+        names: layer names, by index.
+    """
+
+    def __init__(self, wanted: bool | str, names: list[str]) -> None:
+        if wanted not in ("auto", True, False):
+            raise ValueError(f"overlap must be 'auto', True or False, not {wanted!r}")
+        self.on = False
+        self.decided = wanted is False
+        self.reason = "overlap=False was asked for" if wanted is False else ""
+        self._names = names
+        self._watch = WATCHED_STEPS if wanted == "auto" else 1
+        self._forced = wanted is True
+        self._steps = 0
+        self._fault = -1
+        self._fired: dict[int, int] = {}
+        self._witness: dict[int, Witness] = {}
+
+    def fired(self, layer: int, gradient: torch.Tensor, passes: int) -> bool:
+        """Notes that a hook fired; True when the gradient may be sent now.
+
+        Raises:
+            OverlapError: it had been sent already.
+        """
+        count = self._fired[layer] = self._fired.get(layer, 0) + 1
+        if count < passes:
+            return False
+        if count > passes:
+            if self.on:
+                raise OverlapError(
+                    f"the gradient of {self._names[layer]!r} was computed {count} times in one "
+                    f"step, {passes} expected, after it had been sent during backward; pass "
+                    "overlap=False (or the right backward_passes_per_step) to DistributedOptimizer"
+                )
+            return False
+        if self.on or not self.decided:
+            self._witness[layer] = Witness.of(gradient)
+        return self.on
+
+    def sent(self, layer: int) -> bool:
+        """True if the layer's gradient left during backward in this step."""
+        return self.on and layer in self._witness
+
+    def check(self, gradients: list[torch.Tensor | None], passes: int) -> None:
+        """Called at ``synchronize()``, before anything else is sent.
+
+        Raises:
+            OverlapError: a gradient was changed after it had been sent.
+        """
+        if self.decided and not self.on:
+            return
+        for layer, gradient in enumerate(gradients):
+            count = self._fired.get(layer, 0)
+            bad = count not in (0, passes) or (
+                layer in self._witness and not self._witness[layer].matches(gradient)
+            )
+            if bad and self.on:
+                raise OverlapError(
+                    f"the gradient of {self._names[layer]!r} was changed (scaled, clipped, zeroed "
+                    "or replaced) between backward and synchronize(), after it had been sent; pass "
+                    "overlap=False to DistributedOptimizer"
+                )
+            if bad and self._fault < 0:
+                self._fault = layer
+
+    def end_step(self, transport: Transport, name: str) -> bool:
+        """Ends a step; after the watched ones asks all ranks. True when just decided."""
+        self._fired.clear()
+        self._witness.clear()
+        self._steps += 1
+        if self.decided or self._steps < self._watch:
+            return False
+        fault = -1 if self._forced else self._fault
+        faults = transport.allgather(name + ".overlap", np.array([fault], np.int64)).wait()
+        self.decided = True
+        self.on = bool((faults < 0).all())
+        if not self.on:
+            rank = int(np.flatnonzero(faults >= 0)[0])
+            self.reason = (
+                f"on rank {rank} the gradient of {self._names[int(faults[rank])]!r} was computed "
+                "several times or changed after backward"
+            )
+        return True
+
+    def forget_step(self) -> None:
+        """Starts the step anew, as after ``zero_grad()``; gradients thrown away are a fault."""
+        if self._fired and not self.decided and self._fault < 0:
+            self._fault = min(self._fired)
+        self._fired.clear()
+        self._witness.clear()

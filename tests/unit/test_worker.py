@@ -1,0 +1,98 @@
+"""The worker: order of starting, no blocking between jobs, errors where they are asked for."""
+
+import os
+import random
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from horovod_qoda.exchange.worker import Worker
+from horovod_qoda.transport import local_transports
+from tests.threads import in_threads
+
+
+def job(transport, name, started, delay=0.0):
+    started.append(name)
+    first = yield transport.allgather(name, np.array([transport.rank], np.uint8))
+    time.sleep(delay)
+    second = yield transport.allgather(name + "/2", first)
+    assert len(second) == transport.size**2
+
+
+def test_jobs_submitted_in_different_orders_do_not_block_each_other():
+    seed = random.randrange(2**32)
+    print("seed", seed)
+
+    def run(transport):
+        worker, started = Worker("w"), []
+        names = [f"job{i}" for i in range(20)]
+        random.Random(seed + transport.rank).shuffle(names)
+        jobs = [worker.submit(job(transport, n, started, 0.001)) for n in names]
+        for j in jobs:
+            j.wait()
+        worker.stop()
+        assert started == names
+        return worker.collective_s
+
+    assert all(s > 0 for s in in_threads(local_transports(3), run))
+
+
+def test_an_exception_surfaces_in_wait_and_the_worker_goes_on():
+    (transport,) = local_transports(1)
+    worker = Worker("w")
+
+    def broken():
+        yield transport.allgather("x", np.zeros(1, np.uint8))
+        raise ValueError("bad payload of rank 7")
+
+    failed, fine = worker.submit(broken()), worker.submit(job(transport, "y", []))
+    with pytest.raises(ValueError, match="rank 7"):
+        failed.wait()
+    fine.wait()
+    worker.stop()
+
+
+def test_a_failed_collective_ends_its_job():
+    class Broken:
+        def done(self):
+            raise OSError("link down")
+
+        def result(self):
+            raise OSError("link down")
+
+    def run():
+        yield Broken()
+
+    worker = Worker("w")
+    with pytest.raises(OSError, match="link down"):
+        worker.submit(run()).wait()
+
+
+def test_the_thread_ends_when_stopped_and_starts_again():
+    (transport,) = local_transports(1)
+    worker = Worker("only-one")
+    for _ in range(3):
+        worker.submit(job(transport, "z", [])).wait()
+        assert sum(t.name == "only-one" for t in threading.enumerate()) == 1
+        worker.stop()
+        deadline = time.time() + 10
+        while any(t.name == "only-one" for t in threading.enumerate()):
+            assert time.time() < deadline, "the thread does not end"
+            time.sleep(0.01)
+
+
+def test_a_forked_child_gets_a_thread_of_its_own():
+    (transport,) = local_transports(1)
+    worker = Worker("w")
+    worker.submit(job(transport, "before", [])).wait()
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            worker.submit(job(transport, "after", [])).wait()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
