@@ -81,7 +81,7 @@ def test_two_coupled_steps_by_hand() -> None:
     optimizer = QODA([p], lr=0.5)
     p.grad = torch.tensor([3.0, 0.0], dtype=torch.float64)
     optimizer.step()
-    # Y_2 = −0.5·(3, 0); η_2 = γ_2 = (1 + 9)^{−1/2}; X_2 = X_1 + η_2 Y_2; lead = X_2 − 0.5 γ_2 (3, 0)
+    # Y_2 = −0.5 (3, 0); η_2 = γ_2 = (1 + 9)^{−1/2}; lead = X_1 + η_2 Y_2 − 0.5 γ_2 (3, 0)
     rate = 10**-0.5
     np.testing.assert_allclose(p.detach(), [1.0 - 3.0 * rate, 2.0], rtol=1e-15)
     p.grad = torch.tensor([1.0, 4.0], dtype=torch.float64)
