@@ -114,7 +114,7 @@ def _wheel(
     with locked(folder / "lock", lambda: say("horovod: another set-up is building it; waiting")):
         cached = sorted(folder.glob("horovod-*.whl"))
         if cached and not rebuild:
-            return cached[0], f"from the cache, {folder}"
+            return cached[0], f"from the cache, {folder.parent}"
         say("horovod: building it with MPI against this PyTorch (2 to 5 minutes)")
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="horovod-build-") as scratch:
@@ -122,7 +122,7 @@ def _wheel(
             wheel = folder / built.name
             shutil.copyfile(built, folder / "unfinished")
             os.replace(folder / "unfinished", wheel)
-        return wheel, f"built in {time.monotonic() - began:.0f} s, kept in {folder}"
+        return wheel, f"built in {time.monotonic() - began:.0f} s, kept in {folder.parent}"
 
 
 def _build(environment: Path, used: Mpi, torch_version: str, scratch: Path, log: Path) -> Path:

@@ -101,6 +101,12 @@ def pip_error(failed: CommandFailed) -> SetupError:
             "check the connection and the proxy (https_proxy); where packages come from a mirror, "
             "name it (pip config set global.index-url URL); then run make setup again",
         )
+    if "(from versions: none)" in failed.output:
+        return SetupError(
+            f"pip found no version at all ({what}): no network, or an index that lacks the package",
+            "check the connection and the proxy (https_proxy), and what `pip config list` names as "
+            "index-url; then run make setup again",
+        )
     if "No matching distribution found" in failed.output:
         return SetupError(
             f"the package index has no version that fits this Python and machine ({what})",

@@ -99,7 +99,7 @@ def test_no_network(tmp_path):
         PIP_FIND_LINKS="",
         PIP_NO_INDEX="",
         PIP_CONFIG_FILE=os.devnull,
-        PIP_RETRIES="0",
+        PIP_RETRIES="1",
         PIP_NO_CACHE_DIR="1",
         https_proxy=nowhere,
         no_proxy="",
