@@ -29,7 +29,17 @@ QUANTIZERS = {
     "layer_norm": {"quantizer": 2, "norm": 1, "bucket": 0, "levels": 1},
     "maxmin": {"quantizer": 3, "bucket": 128},
 }
-INPUTS = ["normal", "student", "zeros", "one_hot", "constant", "denormal", "huge", "sparse"]
+INPUTS = [
+    "normal",
+    "student",
+    "zeros",
+    "one_hot",
+    "constant",
+    "denormal",
+    "huge",
+    "extreme",
+    "sparse",
+]
 
 
 def make_input(name: str, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -46,6 +56,8 @@ def make_input(name: str, n: int, rng: np.random.Generator) -> np.ndarray:
     elif name == "denormal":
         v = v * 1e-41
     elif name == "huge":
+        v = v * 5e35
+    elif name == "extreme":  # steps above 2^120
         v = v * 5e37
     elif name == "sparse":
         v = v * (rng.random(n) < 0.1)

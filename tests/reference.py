@@ -506,9 +506,7 @@ def decode(payload, segments, header, book=None, levels=()):
             length, info, crc = struct.unpack_from("<III", payload, entry)
             entry += 12
             coded = [p for p in block if kinds[p[0]] == CODED]
-            k = decode_block(
-                payload[at : at + length], info, sum(p[2] for p in coded), freq, shift
-            )
+            k = decode_block(payload[at : at + length], info, sum(p[2] for p in coded), freq, shift)
             at += length + -length % 4
             for row, start, n in coded:
                 s = segments[row]
