@@ -116,6 +116,16 @@ class EagerOptimizer(torch.optim.Optimizer):
                         device=param.device, dtype=work_dtype(param), copy=True
                     )
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Also what a wrapper reaches that loads by the base class: the dtype is put right here."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for param in group["params"]:
+                entries = self.state[param]
+                for name, value in entries.items():
+                    if isinstance(value, Tensor):
+                        entries[name] = value.to(work_dtype(param))
+
     def _pair_with_saved(
         self, state_dict: dict[str, Any]
     ) -> Iterable[tuple[Tensor, dict[str, Any]]]:

@@ -111,6 +111,7 @@ class QODA(EagerOptimizer):
     # Class level, because unpickled and deep-copied optimizers do not run __init__.
     _received: tuple[float, float, float | None] | None = None
     _averaging: bool = False
+    _rebuilt_after: int = 0
 
     def __init__(
         self,
@@ -147,17 +148,25 @@ class QODA(EagerOptimizer):
     def add_param_group(self, param_group: Group) -> None:
         """Adds parameters, also after steps: they count as having rested at their present value."""
         super().add_param_group(param_group)
-        if len(self.param_groups) > 1:
-            return
-        head = self.param_groups[0]
-        if head.get("t", 0):
-            warnings.warn(
-                f"QODA built from param_groups of an optimizer that had taken {head['t']} steps: "
-                "X_1 and Y are not there, so it starts anew where the parameters are now. To go on "
-                "instead, take state_dict() before and load it afterwards",
-                stacklevel=2,
-            )
-        head.update(SUMS_AT_START)
+        if len(self.param_groups) == 1:
+            head = self.param_groups[0]
+            self._rebuilt_after = head.get("t", 0)
+            for name, start in SUMS_AT_START.items():
+                head.setdefault(name, start)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._rebuilt_after = 0
+
+    def _start_anew(self) -> None:
+        """Sums without the X_1 and Y that belong to them would be a silent mistake."""
+        warnings.warn(
+            f"QODA was built from param_groups of an optimizer that had taken {self._rebuilt_after}"
+            " steps, and its state was not loaded: it starts anew from where the parameters are",
+            stacklevel=3,
+        )
+        self.param_groups[0].update(SUMS_AT_START)
+        self._rebuilt_after = 0
 
     def _new_state(self, param: Tensor, group: Group) -> dict[str, Any]:
         value = param.detach().to(dtype=work_dtype(param), copy=True)
@@ -232,6 +241,8 @@ class QODA(EagerOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self._rebuilt_after:
+            self._start_anew()
         sums, self._received = self._received, None
         blocks = [block for group in self.param_groups for block in blocks_of(self.state, group)]
         if sums is None:

@@ -190,14 +190,40 @@ def test_starting_point_is_taken_at_the_first_step() -> None:
         assert p.tolist() == [5.0, 5.0]
 
 
-def test_rebuilding_after_steps_starts_anew_and_says_so() -> None:
+def test_rebuilding_after_steps_without_state_starts_anew_and_says_so() -> None:
     params = make_params()
     optimizer = QODA(params)
     advance(optimizer, params, 0, 3)
+    here = values(params)
+    rebuilt = QODA(optimizer.param_groups)
     with pytest.warns(UserWarning, match="had taken 3 steps"):
-        rebuilt = QODA(optimizer.param_groups)
-    assert rebuilt.rates() == (1.0, 1.0)
-    assert rebuilt.param_groups[0]["t"] == 0
+        advance(rebuilt, params, 3, 4)
+    assert rebuilt.param_groups[0]["t"] == 1
+    assert_same([rebuilt.state[param]["initial"] for param in params], here)
+
+
+@every_kind
+@pytest.mark.parametrize("saved_before", [True, False])
+def test_rebuilding_with_the_state_loaded_goes_on(kind: str, saved_before: bool) -> None:
+    params, reference = make_params(), make_params()
+    optimizer, plain = KINDS[kind](params), KINDS[kind](reference)
+    advance(optimizer, params, 0, 3)
+    saved = optimizer.state_dict() if saved_before else None
+    rebuilt = type(optimizer)(optimizer.param_groups)
+    rebuilt.load_state_dict(saved or optimizer.state_dict())
+    advance(rebuilt, params, 3, 6)
+    advance(plain, reference, 0, 6)
+    assert_same(values(params), values(reference))
+
+
+@every_kind
+def test_loading_by_the_base_class_keeps_float32(kind: str) -> None:
+    params = make_params(torch.bfloat16)
+    optimizer = KINDS[kind](params)
+    torch.optim.Optimizer.load_state_dict(optimizer, copy.deepcopy(optimizer.state_dict()))
+    for state in optimizer.state.values():
+        assert all(v.dtype == torch.float32 for v in state.values() if isinstance(v, torch.Tensor))
+    advance(optimizer, params, 0, 2)
 
 
 def test_late_group_counts_as_having_rested() -> None:
