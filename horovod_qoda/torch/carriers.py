@@ -25,6 +25,8 @@ class Carrier(ABC):
 
     name: str
     wants_sums: bool
+    in_place = False
+    """Whether the collective writes into the gradient while it is under way."""
 
     @abstractmethod
     def put(self, layer: int, p: torch.Tensor) -> None:
@@ -104,12 +106,14 @@ class CountedCompression:
 
 
 class StockCarrier(Carrier):
-    """Stock Horovod's all-reduce of each parameter, with the compressor the script passed.
+    """Stock Horovod's in-place all-reduce of each parameter, with the script's compressor.
 
     Args:
         send: stock ``_allreduce_grad_async``, bound to the optimizer.
         compression: what ``send`` compresses with.
     """
+
+    in_place = True
 
     def __init__(
         self,

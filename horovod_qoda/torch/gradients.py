@@ -61,7 +61,7 @@ class Gradients:
 
     def begin(self, passes: int) -> None:
         """Start of ``synchronize()``: checks what was sent, sends the rest."""
-        self.rule.check([p.grad for p in self.parameters], passes)
+        self.rule.check([p.grad for p in self.parameters], passes, self.carrier.in_place)
         if self._steps == 0:
             self._first()
         for layer, p in enumerate(self.parameters):

@@ -8,8 +8,7 @@ from torch import nn
 import horovod_qoda.torch as hvd
 
 
-def main(what: str) -> None:
-    hvd.init()
+def refuse(what: str) -> None:
     odd = hvd.rank() == hvd.size() - 1
     torch.manual_seed(0)
     width = 48 if odd and what == "shape" else 64
@@ -34,10 +33,12 @@ def main(what: str) -> None:
         optimizer.step()
     except hvd.MismatchError as e:
         assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-        print(f"rank {hvd.rank()} was told: {e}", flush=True)
+        print(f"{what}: rank {hvd.rank()} was told: {e}", flush=True)
         return
     raise SystemExit(f"rank {hvd.rank()}: {what} went unnoticed")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    hvd.init()
+    for what in sys.argv[1:]:
+        refuse(what)

@@ -214,12 +214,11 @@ def dtypes_and_strides():
         named_parameters=m.named_parameters(),
         compression=hvd.Compression.layerwise(bits=6, rules={"turned": "raw"}),
     )
-    hvd.broadcast_parameters(m.state_dict(), root_rank=0)
     for step in range(5):
         torch.manual_seed(step)
         gradients = [{n: torch.randn(p.shape) for n, p in names.items()} for _ in range(hvd.size())]
         for n, p in names.items():
-            g = gradients[hvd.rank()][n].to(p.dtype)
+            g = gradients[hvd.rank()][n].to(p.dtype, copy=True)
             p.grad = g.t().contiguous().t() if n == "turned" else g
         optimizer.synchronize()
         for n, p in names.items():

@@ -1,4 +1,4 @@
-"""Every loop of tests/parallel/loops.py on real ranks, one after the other in the same processes."""
+"""The loops of tests/parallel/loops.py on real ranks, one after the other in one job."""
 
 LOOPS = [
     "alternating",

@@ -1,7 +1,11 @@
-"""Trains a small model on every rank and prints what the test wants to know, as JSON on rank 0."""
+"""Trains a small model on every rank and prints what the test wants to know, as JSON on rank 0.
+
+Several runs in one job: their arguments separated by --next.
+"""
 
 import argparse
 import json
+import sys
 
 import numpy as np
 import torch
@@ -11,7 +15,7 @@ from horovod_qoda.settings import add_arguments, from_arguments
 from horovod_qoda.torch.replicas import hash_parameters
 
 
-def main() -> None:
+def train(argv: list[str]) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--overlap", choices=["auto", "on", "off"], default="auto")
@@ -20,8 +24,7 @@ def main() -> None:
     parser.add_argument("--check", type=int, default=0)
     parser.add_argument("--compression", default="layerwise")
     add_arguments(parser)
-    args = parser.parse_args()
-    hvd.init()
+    args = parser.parse_args(argv)
     torch.manual_seed(0)
     model = torch.nn.Sequential(
         torch.nn.Linear(64, 256),
@@ -85,4 +88,11 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    hvd.init()
+    run: list[str] = []
+    for word in [*sys.argv[1:], "--next"]:
+        if word == "--next":
+            train(run)
+            run = []
+        else:
+            run.append(word)
