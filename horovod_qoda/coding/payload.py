@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from horovod_qoda.native import _codec
+import horovod_qoda.native._codec as _codec
 
 if TYPE_CHECKING:
     from horovod_qoda.coding.tables import Book

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from horovod_qoda.native import _codec
+import horovod_qoda.native._codec as _codec
 
 CODES = 256
 SCALE = 4096

@@ -58,9 +58,12 @@ struct Output {
 struct EncodeTable {
   uint16_t freq[256];
   uint16_t start[256];
+  uint32_t packed[256];     // start << 16 | freq
+  float reciprocal[256];    // 1 / freq rounded down, 0 where freq is 0
+  uint8_t low, high;        // the contiguous range of codes besides the escape, code 0
 };
 
-// Entry of a slot: code << 24 | freq << 12 | slot - start[code].
+// Entry of a slot: (slot - start[code]) << 20 | freq << 8 | code.
 struct DecodeTable {
   uint32_t slot[kScale];
 };
@@ -102,8 +105,6 @@ struct Kernels {
 
   uint32_t (*crc32c)(uint32_t crc, const uint8_t* data, size_t n);
 };
-
-extern const Kernels kPortableKernels;
 
 // The fastest set this CPU has, or the one named by HOROVOD_QODA_SIMD.
 const Kernels& kernels();

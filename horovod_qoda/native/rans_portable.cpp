@@ -27,12 +27,12 @@ bool portable::rans_decode(const uint8_t* words, size_t n_words, uint32_t states
   for (size_t i = 0; i < n; ++i) {
     uint32_t x = states[i % kLanes];
     const uint32_t entry = table.slot[x & (kScale - 1)];
-    x = (entry >> 12 & 0xFFF) * (x >> kScaleBits) + (entry & 0xFFF);
+    x = (entry >> 8 & 0xFFF) * (x >> kScaleBits) + (entry >> 20);
     if (x < kStateLow) {
       if (read == n_words) return false;
       x = x << 16 | load<uint16_t>(words + 2 * read++);
     }
-    codes[i] = static_cast<uint8_t>(entry >> 24);
+    codes[i] = static_cast<uint8_t>(entry);
     states[i % kLanes] = x;
   }
   return read == n_words;

@@ -161,17 +161,24 @@ size_t parse(const uint8_t* bytes, size_t n, CodeTable& table) {
 void fill(const CodeTable& table, EncodeTable& out) {
   uint32_t start = 0;
   for (int code = 0; code < 256; ++code) {
-    out.freq[code] = table.freq[code];
+    const uint32_t freq = table.freq[code];
+    out.freq[code] = static_cast<uint16_t>(freq);
     out.start[code] = static_cast<uint16_t>(start);
-    start += table.freq[code];
+    out.packed[code] = start << 16 | freq;
+    float reciprocal = freq == 0 ? 0.0f : 1.0f / static_cast<float>(freq);
+    if (static_cast<double>(reciprocal) * freq > 1.0) reciprocal = std::nextafter(reciprocal, 0.0f);
+    out.reciprocal[code] = reciprocal;
+    start += freq;
   }
+  out.low = static_cast<uint8_t>(table.low);
+  out.high = static_cast<uint8_t>(table.high);
 }
 
 void fill(const CodeTable& table, DecodeTable& out) {
   uint32_t slot = 0;
   for (uint32_t code = 0; code < 256; ++code)
     for (uint32_t i = 0; i < table.freq[code]; ++i, ++slot)
-      out.slot[slot] = code << 24 | static_cast<uint32_t>(table.freq[code] & 0xFFF) << 12 | i;
+      out.slot[slot] = i << 20 | static_cast<uint32_t>(table.freq[code] & 0xFFF) << 8 | code;
 }
 
 }  // namespace qoda

@@ -40,12 +40,12 @@ bool read_tail(const uint32_t states[32], const DecodeTable& table, uint8_t* cod
   size_t at = kStateWords;
   for (size_t i = 0; i < count; ++i) {
     const uint32_t entry = table.slot[x & (kScale - 1)];
-    x = (entry >> 12 & 0xFFF) * (x >> kScaleBits) + (entry & 0xFFF);
+    x = (entry >> 8 & 0xFFF) * (x >> kScaleBits) + (entry >> 20);
     if (x < kStateLow) {
       if (at == kLanes) return false;
       x = x << 16 | (states[at++] & 0xFFFF);
     }
-    codes[i] = static_cast<uint8_t>(entry >> 24);
+    codes[i] = static_cast<uint8_t>(entry);
   }
   for (; at < kLanes; ++at)
     if (states[at] != kStateLow) return false;

@@ -1,0 +1,26 @@
+// Declarations of the AVX-512 kernels (F, BW, DQ, VL, VBMI, VBMI2); kernels.hpp says what each does.
+#pragma once
+
+#include "kernels.hpp"
+
+namespace qoda::avx512 {
+
+double sum_squares(const float* src, float* dst, size_t n, bool* finite);
+double sum_sq_diff(const float* a, const float* b, size_t n);
+size_t quantize_step(const float* v, size_t n, float step, const Stream&, CodeRange, Symbols);
+size_t quantize_levels(const float* v, size_t n, Buckets norms, const LevelSequence&, const Stream&,
+                       CodeRange, Symbols);
+size_t quantize_maxmin(const float* v, size_t n, Buckets pairs, int top, const Stream&, CodeRange,
+                       Symbols);
+const float* dequantize_rounded(const uint8_t* codes, size_t n, float step, const float* escapes,
+                                Output);
+const float* dequantize_dithered(const uint8_t* codes, size_t n, float step, const Stream&,
+                                 const float* escapes, Output);
+const float* dequantize_buckets(const uint8_t* codes, size_t n, Buckets sides, bool pairs,
+                                const float value[256], const float* escapes, Output);
+uint16_t* rans_encode(const uint8_t* codes, size_t n, const EncodeTable&, uint32_t states[32],
+                      uint16_t* words_end);
+bool rans_decode(const uint8_t* words, size_t n_words, uint32_t states[32],
+                 const DecodeTable&, uint8_t* codes, size_t n);
+
+}  // namespace qoda::avx512
