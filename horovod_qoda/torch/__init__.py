@@ -7,27 +7,13 @@ from horovod_qoda import _horovod
 
 _horovod.require()
 
-from horovod.torch import *  # noqa: E402,F403
-from horovod.torch import (  # noqa: E402
-    global_process_set as global_process_set,
-)
+# ruff: noqa: E402, F401
+from horovod.torch import *  # noqa: F403
+from horovod.torch import global_process_set
 
-from horovod_qoda.coding import PayloadError  # noqa: E402
-from horovod_qoda.exchange import ExchangeRecord, MismatchError  # noqa: E402
-from horovod_qoda.qoda import QODA, ExtraAdam, OptimisticAdam  # noqa: E402
-from horovod_qoda.torch.compression import Compression  # noqa: E402
-from horovod_qoda.torch.optimizer import DistributedOptimizer, DistributedQODA  # noqa: E402
-from horovod_qoda.torch.overlap import OverlapError  # noqa: E402
-
-__all__ = [
-    "QODA",
-    "Compression",
-    "DistributedOptimizer",
-    "DistributedQODA",
-    "ExchangeRecord",
-    "ExtraAdam",
-    "MismatchError",
-    "OptimisticAdam",
-    "OverlapError",
-    "PayloadError",
-]
+from horovod_qoda.coding import PayloadError
+from horovod_qoda.exchange import ExchangeRecord, MismatchError
+from horovod_qoda.qoda import QODA, ExtraAdam, OptimisticAdam
+from horovod_qoda.torch.compression import Compression
+from horovod_qoda.torch.optimizer import DistributedOptimizer, DistributedQODA
+from horovod_qoda.torch.overlap import OverlapError

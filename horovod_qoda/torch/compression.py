@@ -70,9 +70,7 @@ class LayerwiseCompressor(Compressor):
             return torch.zeros(0, dtype=torch.uint8), ctx
         buffer, adaptation = ctx.workspace()
         buffer.put(0, tensor, self.settings.threads)
-        rows = buffer.segments(
-            buffer.chunks[0], adaptation.steps(buffer), adaptation.reconstruction
-        )
+        rows = _rows(buffer, adaptation)
         out = np.empty(coding.max_payload_bytes(rows), np.uint8)
         length = coding.encode(
             buffer.values,
@@ -96,7 +94,7 @@ class LayerwiseCompressor(Compressor):
         if 0 in ctx.shape:
             return torch.empty(ctx.shape, dtype=ctx.dtype, device=ctx.device)
         buffer, adaptation = ctx.workspace()
-        rows = buffer.chunks[0].segments
+        rows = _rows(buffer, adaptation)
         payload = tensor.contiguous().numpy()
         coding.decode(
             payload,
@@ -129,6 +127,10 @@ def _plan(shape: tuple[int, ...], dtype: str, **wanted: Any) -> layout.Layout:
     """Layout of a single tensor that is quantised whatever its rank and size."""
     rules = {"*": {"bits": wanted["bits"]}}
     return layout.build([("tensor", shape, dtype)], Settings(rules=rules, min_numel=1, **wanted))
+
+
+def _rows(buffer: ExchangeBuffer, adaptation: Adaptation) -> np.ndarray:
+    return buffer.segments(buffer.chunks[0], adaptation.steps(buffer), adaptation.reconstruction)
 
 
 class _Context:
