@@ -66,10 +66,11 @@ def test_the_chain_holds_for_huffman_codes_of_real_symbols() -> None:
 
 
 def test_a_huffman_code_of_another_table_can_exceed_its_naive_bound() -> None:
-    """Why Shannon's lengths serve for foreign tables: Fibonacci weights make Huffman's tree deep."""
+    """Why Shannon's lengths serve for other tables: Fibonacci weights make Huffman's tree deep."""
     weights = np.array([1, 1, 2, 3, 5, 8, 13, 21, 34, 55], dtype=float)
     table = weights / weights.sum()
-    p = np.eye(table.size)[0]  # nothing but the table's rarest symbol, the zero level
+    # Nothing but the table's rarest symbol, the zero level.
+    p = np.eye(table.size)[0]
     naive = theory.entropy(p) + 1.0 + theory.kl_divergence(p, table)
     assert huffman_lengths(weights)[0] > naive
     assert theory.shannon_length([1], [p], [table], 0) <= naive
