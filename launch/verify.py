@@ -20,7 +20,8 @@ def check_build(environment: Path, log: Path) -> None:
     """``horovodrun --check-build`` names PyTorch and MPI."""
     path = os.pathsep.join([str(environment / "bin"), os.environ.get("PATH", "")])
     try:
-        printed = run(["horovodrun", "--check-build"], log, env={**os.environ, "PATH": path})
+        command = [*launcher.horovodrun(environment, path), "--check-build"]
+        printed = run(command, log, env={**os.environ, "PATH": path})
     except CommandFailed as failed:
         raise library_error(failed.output) from failed
     for what in ("PyTorch", "MPI"):
