@@ -8,6 +8,8 @@ from horovod_qoda import _horovod
 _horovod.require()
 
 # ruff: noqa: E402, F401
+import sys as _sys
+
 from horovod.torch import *  # noqa: F403
 from horovod.torch import global_process_set
 
@@ -17,3 +19,8 @@ from horovod_qoda.qoda import QODA, ExtraAdam, OptimisticAdam
 from horovod_qoda.torch.compression import Compression
 from horovod_qoda.torch.optimizer import DistributedOptimizer, DistributedQODA
 from horovod_qoda.torch.overlap import OverlapError
+
+# Scripts import submodules too: those that have no counterpart here are Horovod's own.
+for _name in [n for n in _sys.modules if n.startswith("horovod.torch.")]:
+    _alias = _name.replace("horovod.torch", __name__, 1)
+    _sys.modules.setdefault(_alias, _sys.modules[_name])
