@@ -2,7 +2,7 @@
 
 Looked up in this order:
 
-1. the folder that was given (`--data DIR`), which must have the files;
+1. the folder that was given (`--data DIR`), which must have the files (`--data digits`: go to 5);
 2. /usr/share/datasets/fashion-mnist, the Debian package dataset-fashion-mnist;
 3. the user's cache, $XDG_CACHE_HOME/horovod_qoda/fashion-mnist (by default under ~/.cache);
 4. the public download, checked and put into that cache;
@@ -34,6 +34,9 @@ HOST = "fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 SIDE = 28
 
+# As --data: the digits, whatever else there is.
+DIGITS = Path("digits")
+
 # A host that does not answer within this many seconds counts as no network.
 TIMEOUT_S = 5.0
 
@@ -62,13 +65,15 @@ def has_files(folder: Path) -> bool:
 
 
 def locate(given: Path | None = None, *, download: bool = True) -> Path | None:
-    """Folder with Fashion-MNIST, fetched if need be; None where it cannot be had.
+    """Folder with Fashion-MNIST, fetched if need be; None, and why, where it cannot be had.
 
     Only one process of a job should call this: two would download the same files.
 
     Raises:
         FileNotFoundError: `given` does not have the files.
     """
+    if given == DIGITS:
+        return None
     if given is not None:
         if not has_files(given):
             raise FileNotFoundError(
@@ -78,7 +83,14 @@ def locate(given: Path | None = None, *, download: bool = True) -> Path | None:
     for folder in (DEBIAN, cache_folder()):
         if has_files(folder):
             return folder
-    return fetch(cache_folder()) if download else None
+    found = fetch(cache_folder()) if download else None
+    if found is None:
+        print(
+            "data: Fashion-MNIST was not found, so the digits of scikit-learn stand in for it.\n"
+            "data: to have it: apt-get install dataset-fashion-mnist (Debian), or --data DIR",
+            flush=True,
+        )
+    return found
 
 
 def fetch(folder: Path, host: str = HOST, port: int = 80) -> Path | None:
@@ -144,8 +156,8 @@ def _read(folder: Path, name: str, count: int) -> np.ndarray:
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: not a whole gzip file ({error}); delete it") from None
     # The IDX format: magic 0x00000803 (unsigned bytes, 3 dimensions), the dimensions, the bytes.
-    header = np.frombuffer(raw[:16], ">u4")
-    if header.tolist() != [0x803, count, SIDE, SIDE] or len(raw) != 16 + count * SIDE * SIDE:
+    header = np.array([0x803, count, SIDE, SIDE], ">u4").tobytes()
+    if raw[:16] != header or len(raw) != 16 + count * SIDE * SIDE:
         raise ValueError(f"{path}: not {count} images of {SIDE}x{SIDE} in the IDX format")
     return np.frombuffer(raw, np.uint8, offset=16).reshape(count, SIDE * SIDE)
 
@@ -160,10 +172,7 @@ def _digits() -> Images:
     weights = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(8)))
     large = np.einsum("ip,npq,jq->nij", weights, small, weights)
     pixels = np.rint(255 * large).astype(np.uint8).reshape(len(large), -1)
-    name = (
-        "scikit-learn's DIGITS, 8x8 scaled up to 28x28, because Fashion-MNIST was not found and "
-        "could not be downloaded (Debian: apt-get install dataset-fashion-mnist; or --data DIR)"
-    )
+    name = "digits of scikit-learn, 8x8 scaled up to 28x28, NOT Fashion-MNIST"
     return Images(name, pixels[:1500], pixels[1500:])
 
 

@@ -94,7 +94,7 @@ ROWS: tuple[tuple[str, str, str], ...] = (
     ("topology", "topology", "s"),
     ("coded bits per coordinate", "coded_bits", ".3f"),
     ("  the same in exchanges that were sampled", "sampled_coded", ".3f"),
-    ("  entropy of their symbols", "entropy", ".3f"),
+    ("  entropy of their symbols, buffers pooled", "entropy", ".3f"),
     ("  exchanges sampled", "sampled", "d"),
     ("step, ms", "step", ".1f"),
     ("  compute", "compute", ".1f"),

@@ -10,7 +10,6 @@ figures of both) and runs/NAME-none.
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shlex
 import subprocess
@@ -23,6 +22,7 @@ sys.path.insert(0, str(ROOT))  # for launch/, which is no installed package
 
 import _data  # noqa: E402
 import _plots  # noqa: E402
+import _progress  # noqa: E402
 import _table  # noqa: E402
 import torch  # noqa: E402
 
@@ -31,7 +31,7 @@ from horovod_qoda.monitor import read_lines  # noqa: E402
 from launch.errors import SetupError  # noqa: E402
 
 # What Horovod's launcher writes before each line of a rank.
-_TAG = re.compile(rb"\[\d+,\d+\]<std(?:out|err)>: ?")
+_TAG = re.compile(r"^\[\d+,\d+\]<std(?:out|err)>: ?")
 
 
 class JobFailed(Exception):
@@ -45,16 +45,16 @@ def main() -> int:
     parser.add_argument("--optimizer", default="qoda")
     parser.add_argument("--name", default="demo")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs")
-    parser.add_argument("--data", type=Path)
+    parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST, or: digits")
     args, more = parser.parse_known_args()
     if any(flag.split("=")[0] == "--compression" for flag in more):
         parser.error("--compression: the demo runs layerwise and none; use examples/wgan.py")
 
     try:
         # Before the launch, so that no rank waits for a download with a collective open.
-        folder = _data.locate(args.data)
-        common = ["--steps", str(args.steps), "--optimizer", args.optimizer, "--runs", args.runs]
-        common += ["--data", folder] if folder is not None else []
+        folder = _data.locate(args.data) or _data.DIGITS
+        common = ["--steps", args.steps, "--optimizer", args.optimizer]
+        common += ["--runs", args.runs, "--data", folder]
         for name, compression in ((args.name, "layerwise"), (f"{args.name}-none", "none")):
             wanted = ["--name", name, "--compression", compression]
             run(args.np, [str(word) for word in [*wanted, *common, *more]])
@@ -77,52 +77,42 @@ def main() -> int:
 
 
 def run(ranks: int, flags: list[str]) -> None:
-    """Runs examples/wgan.py on `ranks` ranks, passing its output on.
+    """Runs examples/wgan.py on `ranks` ranks, passing its output on without the launcher's tags.
 
     Raises:
         JobFailed: it ended with another status than 0.
     """
     # On a terminal the bar moves twice a second; in a log file a line every ten seconds is enough.
-    pause = "0.5" if sys.stderr.isatty() else "10"
+    pause = "0.5" if sys.stdout.isatty() else "10"
     program = [sys.executable, str(ROOT / "examples" / "wgan.py"), "--progress", pause, *flags]
     job = launch.run.command(ranks, program, venv=Path(sys.prefix))
     print(f"\ndemo: {shlex.join(['wgan.py', *flags])}  ({'; '.join(job.notes) or 'no notes'})")
     sys.stdout.flush()
     process = subprocess.Popen(
-        job.argv, env=job.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        job.argv,
+        env=job.env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        text=True,
+        errors="replace",
+    )
+    screen = _progress.Screen(sys.stdout)
+    assert process.stdout is not None
     try:
-        _pass_on(process)
+        for line in process.stdout:
+            screen.line(_TAG.sub("", line.rstrip("\n")))
     except BaseException:
         process.terminate()
         process.wait()
         raise
+    finally:
+        screen.end()
     if process.wait() != 0:
         raise JobFailed(
             f"the job ended with status {process.returncode}; its output is above. The command: "
             f"{shlex.join(job.argv)}"
         )
-
-
-def _pass_on(process: subprocess.Popen[bytes]) -> None:
-    """Copies the job's output here without the launcher's tags, as it comes.
-
-    The progress bar ends its updates with a carriage return, not a line feed, so both end a piece.
-    """
-    assert process.stdout is not None
-    held = b""
-    while chunk := os.read(process.stdout.fileno(), 65536):
-        held += chunk
-        whole = max(held.rfind(b"\n"), held.rfind(b"\r")) + 1
-        _write(_TAG.sub(b"", held[:whole]))
-        held = held[whole:]
-    _write(_TAG.sub(b"", held))
-
-
-def _write(text: bytes) -> None:
-    sys.stdout.write(text.decode(errors="replace"))
-    sys.stdout.flush()
 
 
 def both_samples(compressed: Path, plain: Path) -> dict[str, Any]:

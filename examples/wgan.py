@@ -23,9 +23,9 @@ import _data
 import _metrics
 import _models
 import _plots
+import _progress
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import horovod_qoda.torch as hvd  # QODA: instead of `import horovod.torch as hvd`
 from horovod_qoda import settings  # QODA: the compressor's settings as flags
@@ -69,11 +69,11 @@ def parse() -> argparse.Namespace:
     # 10 is the weight of arXiv 1704.00028; at 1 the critic's slope grew past 4.
     parser.add_argument("--penalty", type=float, default=10.0, help="gradient penalty's weight")
     parser.add_argument("--model-seed", type=int, default=0, help="of weights, batches and noise")
-    parser.add_argument("--data", type=Path, help="folder with the Fashion-MNIST files")
+    parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST, or: digits")
     parser.add_argument("--name", default="wgan", help="results go to RUNS/NAME")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--eval-every", type=_positive, default=100, help="steps")
-    parser.add_argument("--progress", type=float, default=0.5, help="seconds between updates")
+    parser.add_argument("--progress", type=float, default=5.0, help="seconds between updates")
     settings.add_arguments(parser)  # QODA: --bits, --quantizer, --topology, --rule, ...
     # QODA: both players are 15 MB, one buffer by default; with four the first leave during backward
     parser.set_defaults(fusion_mb=4.0)
@@ -212,7 +212,7 @@ def main() -> None:
         monitor.write("eval", **evaluate())
         start = evaluate.samples()[:64]
 
-    bar = tqdm(total=args.steps, desc=args.name, disable=not first, mininterval=args.progress)
+    bar = _progress.progress(args.steps, args.name, args.progress, shown=first)
     for step in range(1, args.steps + 1):
         with monitor.step() as values:
             noise = torch.randn(args.batch, _models.LATENT)
