@@ -34,21 +34,23 @@ class Witness(NamedTuple):
 
     @classmethod
     def of(cls, gradient: torch.Tensor) -> Witness:
-        return cls(gradient.data_ptr(), gradient._version, _sample(gradient).clone())
+        return cls(_values(gradient).data_ptr(), gradient._version, _sample(gradient).clone())
 
     def matches(self, gradient: torch.Tensor | None) -> bool:
         return (
             gradient is not None
-            and gradient.data_ptr() == self.pointer
+            and _values(gradient).data_ptr() == self.pointer
             and gradient._version == self.version
             and _same(_sample(gradient), self.sample)
         )
 
 
+def _values(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient._values() if gradient.is_sparse else gradient
+
+
 def _sample(gradient: torch.Tensor) -> torch.Tensor:
-    values = gradient.detach()
-    if values.is_sparse:
-        values = values._values()
+    values = _values(gradient.detach())
     flat = values.reshape(-1) if values.is_contiguous() else values.flatten()
     return flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES]
 

@@ -250,6 +250,31 @@ def nonfinite():
         assert finite == [i != bad for i in range(4)], (step, finite)
 
 
+def sparse_gradients():
+    """Sparse embeddings: by Horovod's sparse path, or densely and compressed."""
+    for as_dense in (False, True):
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"embed": nn.Embedding(50, 8, sparse=True), "out": nn.Linear(8, 4)})
+        optimizer = hvd.DistributedOptimizer(
+            torch.optim.SGD(model.parameters(), lr=0.5),
+            named_parameters=model.named_parameters(),
+            sparse_as_dense=as_dense,
+            **RAW,
+        )
+        twin = nn.Embedding(50, 8).requires_grad_(False)
+        twin.load_state_dict(model["embed"].state_dict())
+        for step in range(5):
+            torch.manual_seed(10 * step)
+            rows = [torch.randint(0, 50, (6,)) for _ in range(hvd.size())]
+            optimizer.zero_grad()
+            model["out"](model["embed"](rows[hvd.rank()])).sum().backward()
+            assert model["embed"].weight.grad.is_sparse
+            local = model["embed"].weight.grad.to_dense()
+            optimizer.step()
+            twin.weight -= 0.5 * hvd.allreduce(local, name=f"sparse{as_dense}")
+            torch.testing.assert_close(model["embed"].weight.data, twin.weight)
+
+
 def two_optimizers_of_one_kind():
     """Equal parameter names in two optimizers."""
     a, b = players()[0], players()[0]

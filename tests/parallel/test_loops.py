@@ -10,6 +10,7 @@ LOOPS = [
     "unused_layers",
     "dtypes_and_strides",
     "nonfinite",
+    "sparse_gradients",
     "two_optimizers_of_one_kind",
     "forced_overlap_refuses_changes",
 ]
