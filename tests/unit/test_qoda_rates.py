@@ -81,9 +81,9 @@ def mean_over_seeds(seeds: range, *args: object, **kwargs: object) -> np.ndarray
     [
         pytest.param(noiseless, -1.0, range(1), id="noiseless"),
         pytest.param(relative(0.5), -1.0, range(1), id="relative"),
-        # σ as large as the distance to the solution: with σ = 0.5 the 1/T of the start still shows
-        # in 3,000 exchanges (slopes up to −0.60 for "separated").
-        pytest.param(absolute(1.0), -0.5, range(4), id="absolute"),
+        # σ twice the distance to the solution: with σ = ½ the 1/T of the start still shows in 3,000
+        # exchanges (slopes up to −0.60 for "separated"). One seed's slope has a spread of 0.04.
+        pytest.param(absolute(2.0), -0.5, range(3), id="absolute"),
     ],
 )
 def test_slope(noise: Noise, expected: float, seeds: range, variant: str, quantized: bool) -> None:
