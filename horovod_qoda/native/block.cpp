@@ -105,7 +105,8 @@ size_t split_symbols(size_t n, CodeRange range, uint8_t shift, Workspace& work, 
   return escapes;
 }
 
-BlockEntry write_block(const BlockTable& coding, size_t n, Workspace& work, uint8_t* to) {
+BlockEntry write_block(const BlockTable& coding, size_t n, Workspace& work, Ahead ahead,
+                       uint8_t* to) {
   if (n == 0 || coding.certain_code() != 0) return {};
   std::vector<uint8_t> low(coding.shift == 0 ? 0 : n);
   if (coding.shift != 0) split_symbols(n, coding.table.range(), coding.shift, work, low.data());
@@ -115,7 +116,7 @@ BlockEntry write_block(const BlockTable& coding, size_t n, Workspace& work, uint
   const size_t tail = write_tail(work.codes.data(), n, table, states);
   const uint16_t* end = work.words.data() + work.words.size();
   const uint16_t* words = kernels().rans_encode(work.codes.data(), n - tail, table, states,
-                                                work.words.data() + work.words.size());
+                                                work.words.data() + work.words.size(), ahead);
   const size_t word_bytes = 2 * static_cast<size_t>(end - words);
   const size_t escapes =
       static_cast<size_t>(std::count(work.codes.begin(), work.codes.begin() + n, 0));
@@ -141,8 +142,9 @@ BlockEntry write_block(const BlockTable& coding, size_t n, Workspace& work, uint
   return {static_cast<uint32_t>(length), pack_info(escapes, tail)};
 }
 
-void read_block(const BlockTable& coding, const DecodeTable* lookup, BlockEntry entry,
-                const uint8_t* bytes, size_t n, Workspace& work) {
+BlockReader::BlockReader(const BlockTable& coding, const DecodeTable* lookup, BlockEntry entry,
+                         const uint8_t* bytes, size_t n, Ahead ahead, Workspace& work)
+    : table_(coding), bytes_(bytes), n_(n) {
   if (n == 0 || coding.certain_code() != 0) {
     if (entry.length != 0 || entry.info != 0) throw PayloadError("block should be empty");
     std::fill_n(work.codes.begin(), n, coding.certain_code());
@@ -153,26 +155,40 @@ void read_block(const BlockTable& coding, const DecodeTable* lookup, BlockEntry 
     read_plain(coding, bytes, n, work);
     return;
   }
-  const size_t escapes = entry.info & kEscapesMask;
-  const size_t tail = entry.info >> kTailShift;
-  if (escapes > n || tail > n || tail > kMostTail)
+  n_escapes_ = entry.info & kEscapesMask;
+  tail_ = entry.info >> kTailShift;
+  if (n_escapes_ > n || tail_ > n || tail_ > kMostTail)
     throw PayloadError("wrong number of escapes or tail symbols");
-  if (entry.length < kStateBytes + escapes) throw PayloadError("block too short for its escapes");
-  const auto floats = std::count(bytes + kStateBytes, bytes + kStateBytes + escapes, 0);
-  const BlockLayout at(n, coding.shift, escapes, static_cast<size_t>(floats));
+  if (entry.length < kStateBytes + n_escapes_)
+    throw PayloadError("block too short for its escapes");
+  const auto floats = std::count(bytes + kStateBytes, bytes + kStateBytes + n_escapes_, 0);
+  const BlockLayout at(n, coding.shift, n_escapes_, static_cast<size_t>(floats));
   if (entry.length < at.words || entry.length % 2 != 0)
     throw PayloadError("block too short for its escapes or low bits");
-  uint32_t states[kLanes];
-  std::memcpy(states, bytes, kStateBytes);
-  if (!kernels().rans_decode(bytes + at.words, (entry.length - at.words) / 2, states, *lookup,
-                             work.codes.data(), n - tail) ||
-      !read_tail(states, *lookup, work.codes.data() + n - tail, tail))
+  escapes_at_ = at.escapes;
+  floats_at_ = at.floats;
+  low_at_ = at.low;
+  job.words = bytes + at.words;
+  job.n_words = (entry.length - at.words) / 2;
+  std::memcpy(job.states, bytes, kStateBytes);
+  job.table = lookup;
+  job.codes = work.codes.data();
+  job.n = n - tail_;
+  job.ahead = ahead;
+  job.ok = false;
+  has_job_ = true;
+}
+
+void BlockReader::finish(Workspace& work) const {
+  if (!has_job_) return;
+  uint8_t* tail = work.codes.data() + n_ - tail_;
+  if (!job.ok || !read_tail(job.states, *job.table, tail, tail_))
     throw PayloadError("malformed rANS stream");
-  const auto found = std::count(work.codes.begin(), work.codes.begin() + n, 0);
-  if (static_cast<size_t>(found) != escapes)
+  const auto found = std::count(work.codes.begin(), work.codes.begin() + n_, 0);
+  if (static_cast<size_t>(found) != n_escapes_)
     throw PayloadError("number of escapes does not match the symbols");
-  read_escapes(bytes + at.escapes, escapes, bytes + at.floats, work);
-  if (coding.shift != 0) join_low(bytes + at.low, coding.shift, n, escapes, work);
+  read_escapes(bytes_ + escapes_at_, n_escapes_, bytes_ + floats_at_, work);
+  if (table_.shift != 0) join_low(bytes_ + low_at_, table_.shift, n_, n_escapes_, work);
 }
 
 }  // namespace qoda

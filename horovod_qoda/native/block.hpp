@@ -40,12 +40,31 @@ struct BlockEntry {
 };
 
 // Writes the n symbols that a quantiser left in `work` with table.range(). At most 4 n bytes.
-BlockEntry write_block(const BlockTable& table, size_t n, Workspace& work, uint8_t* to);
+BlockEntry write_block(const BlockTable& table, size_t n, Workspace& work, Ahead ahead,
+                       uint8_t* to);
 
-// Leaves symbols in `work` as a quantiser would. `lookup` may be null for certain codes. Raises
-// PayloadError; reads nothing outside [bytes, bytes + entry.length).
-void read_block(const BlockTable& table, const DecodeTable* lookup, BlockEntry entry,
-                const uint8_t* bytes, size_t n, Workspace& work);
+// A block on its way from bytes to symbols. The rANS stream in between is a job of its own, so that
+// two blocks' streams can be decoded side by side.
+class BlockReader {
+ public:
+  // Checks all lengths. `lookup` may be null for certain codes. Raises PayloadError; neither the
+  // reader nor its job look outside [bytes, bytes + entry.length).
+  BlockReader(const BlockTable& table, const DecodeTable* lookup, BlockEntry entry,
+              const uint8_t* bytes, size_t n, Ahead ahead, Workspace& work);
+  // False for blocks without a stream; then `job` is not set.
+  bool has_job() const { return has_job_; }
+  DecodeJob job;
+  // After the job: leaves symbols in the workspace as a quantiser would. Raises PayloadError.
+  void finish(Workspace& work) const;
+
+ private:
+  const BlockTable& table_;
+  const uint8_t* bytes_;
+  size_t n_;
+  size_t n_escapes_ = 0, tail_ = 0;
+  size_t escapes_at_ = 0, floats_at_ = 0, low_at_ = 0;
+  bool has_job_ = false;
+};
 
 // Splits n values of k (integers, or beyond 2^24 whatever they are) in work.escapes into codes and
 // escapes; with shift > 0, low[i] receives the low bits. Returns the number of escapes.

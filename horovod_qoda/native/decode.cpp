@@ -33,17 +33,28 @@ struct ValueOfCode {
   }
 };
 
+// One block of one payload. `first`: no other task has touched its part of the output yet.
+struct Task {
+  size_t block;
+  const Unpacked* payload;
+  bool first;
+  bool add;
+};
+
 class Decoder {
  public:
   Decoder(const DecodeRequest& request, const Plan& plan, float* out)
       : request_(request), plan_(plan), out_(out) {}
 
-  void decode_block(size_t b, const Unpacked& payload, bool add, Workspace& work) const;
+  // One or two tasks, whose streams are decoded side by side and written in order.
+  void run(const Task* tasks, size_t n, Workspace work[2]) const;
   void decode_plain_segment(size_t row, const Unpacked& payload, bool add) const {
     write_uncoded(row, 0, request_.segments[row].numel, payload, add);
   }
 
  private:
+  BlockReader open(const Task& task, Workspace& work) const;
+  void write_block(const Task& task, const Workspace& work) const;
   const float* dequantize(const Piece& piece, const uint8_t* codes, const float* escapes,
                           const Unpacked& payload, bool add) const;
   void write_uncoded(size_t row, uint64_t start, uint64_t n, const Unpacked& payload,
@@ -96,25 +107,58 @@ const float* Decoder::dequantize(const Piece& piece, const uint8_t* codes, const
   return next;
 }
 
-void Decoder::decode_block(size_t b, const Unpacked& payload, bool add, Workspace& work) const {
-  const Block& block = plan_.blocks[b];
+BlockReader Decoder::open(const Task& task, Workspace& work) const {
+  const Unpacked& payload = *task.payload;
+  const Block& block = plan_.blocks[task.block];
   size_t n = 0;
-  for (uint32_t p = block.first_piece; p < block.end_piece; ++p)
+  uint32_t largest = block.first_piece;
+  for (uint32_t p = block.first_piece; p < block.end_piece; ++p) {
     if (payload.kinds[plan_.pieces[p].segment] == kCoded) n += plan_.pieces[p].numel;
+    if (plan_.pieces[p].numel > plan_.pieces[largest].numel) largest = p;
+  }
+  Ahead ahead = {nullptr, 0};
+  if (task.first) {
+    const Piece& piece = plan_.pieces[largest];
+    const float* out = out_ + request_.segments[piece.segment].offset + piece.start;
+    ahead = {reinterpret_cast<const char*>(out), 4 * size_t{piece.numel}};
+  }
   const UnpackedTable& table = payload.tables[block.slot];
-  const BlockEntry entry = {load<uint32_t>(payload.entries[b]),
-                            load<uint32_t>(payload.entries[b] + 4)};
-  read_block(table.coding, table.lookup.get(), entry, payload.blocks[b], n, work);
+  const uint8_t* entry = payload.entries[task.block];
+  return BlockReader(table.coding, table.lookup.get(), {load<uint32_t>(entry), load<uint32_t>(entry + 4)},
+                     payload.blocks[task.block], n, ahead, work);
+}
+
+void Decoder::write_block(const Task& task, const Workspace& work) const {
+  const Unpacked& payload = *task.payload;
+  const Block& block = plan_.blocks[task.block];
   const uint8_t* codes = work.codes.data();
   const float* escapes = work.escapes.data();
   for (uint32_t p = block.first_piece; p < block.end_piece; ++p) {
     const Piece& piece = plan_.pieces[p];
     if (payload.kinds[piece.segment] != kCoded) {
-      write_uncoded(piece.segment, piece.start, piece.numel, payload, add);
+      write_uncoded(piece.segment, piece.start, piece.numel, payload, task.add);
       continue;
     }
-    escapes = dequantize(piece, codes, escapes, payload, add);
+    escapes = dequantize(piece, codes, escapes, payload, task.add);
     codes += piece.numel;
+  }
+}
+
+void Decoder::run(const Task* tasks, size_t n, Workspace work[2]) const {
+  // A reader's job must not move once it has been handed out.
+  DecodeJob jobs[2];
+  std::vector<BlockReader> readers;
+  size_t n_jobs = 0;
+  for (size_t t = 0; t < n; ++t) {
+    readers.push_back(open(tasks[t], work[t]));
+    if (readers.back().has_job()) jobs[n_jobs++] = readers.back().job;
+  }
+  kernels().rans_decode(jobs, n_jobs);
+  n_jobs = 0;
+  for (size_t t = 0; t < n; ++t) {
+    if (readers[t].has_job()) readers[t].job = jobs[n_jobs++];
+    readers[t].finish(work[t]);
+    write_block(tasks[t], work[t]);
   }
 }
 
@@ -132,10 +176,15 @@ std::vector<Header> decode(const std::vector<Bytes>& payloads, const DecodeReque
   }
   const Decoder decoder(request, plan, out);
   parallel_ranges(plan.blocks.size(), request.threads, [&](size_t, size_t block, size_t end) {
-    Workspace work;
+    Workspace work[2];
+    std::vector<Task> tasks;
     for (; block < end; ++block)
-      for (size_t i = 0; i < unpacked.size(); ++i)
-        decoder.decode_block(block, unpacked[i], request.add || i > 0, work);
+      for (const Unpacked& payload : unpacked) {
+        const bool first = &payload == &unpacked.front();
+        tasks.push_back({block, &payload, first, request.add || !first});
+      }
+    for (size_t t = 0; t < tasks.size(); t += 2)
+      decoder.run(tasks.data() + t, std::min<size_t>(2, tasks.size() - t), work);
   });
   parallel_ranges(request.n_segments, request.threads, [&](size_t, size_t row, size_t end) {
     for (; row < end; ++row)

@@ -58,18 +58,29 @@ const float* avx512::dequantize_rounded(const uint8_t* codes, size_t n, float st
 const float* avx512::dequantize_dithered(const uint8_t* codes, size_t n, float step,
                                          const Stream& stream, const float* escapes, Output out) {
   Reader reader(codes, escapes);
+  const PhiloxLanes philox(stream.philox);
   const __m512 scale = _mm512_set1_ps(step);
-  for (size_t base = 0; base < n; base += kGroup) {
-    __m512i words[4];
-    philox_words(stream.philox, stream.group + static_cast<uint32_t>(base / kGroup), words);
+  const auto rows = [&](size_t base, size_t count, const __m512i words[4]) {
 #pragma GCC unroll 8
     for (int r = 0; r < 8; ++r) {
-      const size_t i = base + 16 * static_cast<size_t>(r);
-      if (i >= n) break;
-      const __mmask16 live = first_lanes(n - i);
-      const __m512 k = _mm512_add_ps(reader.row(i, live), row_dither(words, r));
-      emit(out, i, live, _mm512_mul_ps(k, scale));
+      const size_t i = 16 * static_cast<size_t>(r);
+      if (i >= count) break;
+      const __mmask16 live = first_lanes(count - i);
+      const __m512 k = _mm512_add_ps(reader.row(base + i, live), row_dither(words, r));
+      emit(out, base + i, live, _mm512_mul_ps(k, scale));
     }
+  };
+  __m512i words[2][4];
+  uint32_t group = stream.group;
+  size_t i = 0;
+  for (; i + 2 * kGroup <= n; i += 2 * kGroup, group += 2) {
+    philox.groups<2>(group, words);
+    rows(i, kGroup, words[0]);
+    rows(i + kGroup, kGroup, words[1]);
+  }
+  for (; i < n; i += kGroup, ++group) {
+    philox.groups<1>(group, words);
+    rows(i, n - i < kGroup ? n - i : kGroup, words[0]);
   }
   return reader.escapes();
 }

@@ -40,8 +40,9 @@ class Encoder {
   void write_header(uint64_t length);
   uint64_t write_coded_blocks();
   uint64_t write_raw_blocks(uint64_t at);
-  uint32_t encode_block(const Block& block, Workspace& work, Counts* counts, uint8_t* to,
-                        uint8_t* entry) const;
+  uint32_t encode_block(const Block& block, Workspace& work, Counts* counts, Ahead ahead,
+                        uint8_t* to, uint8_t* entry) const;
+  Ahead next_values(size_t next, size_t last) const;
   uint64_t coded_symbols(const Block& block) const;
   QuantizeContext context() const {
     return {request_.values, request_.segments, side_at_.data(), request_.levels, request_.header};
@@ -141,8 +142,8 @@ void write_entry(uint8_t* to, BlockEntry entry, const uint8_t* bytes) {
 }
 
 // Returns the bytes written, padding included: at most 4 for every symbol.
-uint32_t Encoder::encode_block(const Block& block, Workspace& work, Counts* counts, uint8_t* to,
-                               uint8_t* entry) const {
+uint32_t Encoder::encode_block(const Block& block, Workspace& work, Counts* counts, Ahead ahead,
+                               uint8_t* to, uint8_t* entry) const {
   const BlockTable& table = tables_[block.slot].coding;
   size_t n = 0, escapes = 0;
   for (uint32_t p = block.first_piece; p < block.end_piece; ++p) {
@@ -159,11 +160,23 @@ uint32_t Encoder::encode_block(const Block& block, Workspace& work, Counts* coun
   }
   if (counts != nullptr)
     count_symbols(work.codes.data(), n, work.escapes.data(), escapes, *counts);
-  const BlockEntry written = write_block(table, n, work, to);
+  const BlockEntry written = write_block(table, n, work, ahead, to);
   const uint64_t bytes = padded4(written.length);
   std::memset(to + written.length, 0, bytes - written.length);
   write_entry(entry, written, to);
   return static_cast<uint32_t>(bytes);
+}
+
+// The largest piece of the worker's next block.
+Ahead Encoder::next_values(size_t next, size_t last) const {
+  if (next >= last) return {nullptr, 0};
+  const Block& block = plan_.blocks[next];
+  const auto first = plan_.pieces.begin() + block.first_piece;
+  const auto piece = std::max_element(
+      first, plan_.pieces.begin() + block.end_piece,
+      [](const Piece& a, const Piece& b) { return a.numel < b.numel; });
+  const float* values = request_.values + request_.segments[piece->segment].offset + piece->start;
+  return {reinterpret_cast<const char*>(values), 4 * size_t{piece->numel}};
 }
 
 // Each worker writes where its blocks would start if all before it had their greatest length; the
@@ -184,7 +197,8 @@ uint64_t Encoder::write_coded_blocks() {
     for (size_t b = first; b < last; ++b) {
       const Block& block = plan_.blocks[b];
       Counts counts{};
-      at += encode_block(block, work, request_.histogram ? &counts : nullptr, out_ + at,
+      at += encode_block(block, work, request_.histogram ? &counts : nullptr,
+                         next_values(b + 1, last), out_ + at,
                          out_ + block_table_ + b * kBlockEntryBytes);
       if (request_.histogram == nullptr) continue;
       const std::lock_guard<std::mutex> lock(histogram);

@@ -68,6 +68,25 @@ struct DecodeTable {
   uint32_t slot[kScale];
 };
 
+// Memory that the caller will need soon: kernels that compute from the cache fetch it meanwhile.
+struct Ahead {
+  const char* at;
+  size_t bytes;
+};
+
+// One stream to decode. `words` may be unaligned; `states` has the final states afterwards, and `ok`
+// says whether all words were used and there was none too few.
+struct DecodeJob {
+  const uint8_t* words;
+  size_t n_words;
+  uint32_t states[32];
+  const DecodeTable* table;
+  uint8_t* codes;  // with 64 bytes of slack
+  size_t n;
+  Ahead ahead;
+  bool ok;
+};
+
 struct Kernels {
   const char* name;
 
@@ -97,11 +116,9 @@ struct Kernels {
   // Writes words backwards from words_end, returns the first one. Symbols without probability must
   // not occur; a table with a single symbol must not be passed.
   uint16_t* (*rans_encode)(const uint8_t* codes, size_t n, const EncodeTable&,
-                           uint32_t states[32], uint16_t* words_end);
-  // Reads exactly `n_words` words, which may be unaligned, and leaves the final states; false if the
-  // stream is not well-formed.
-  bool (*rans_decode)(const uint8_t* words, size_t n_words, uint32_t states[32],
-                      const DecodeTable&, uint8_t* codes, size_t n);
+                           uint32_t states[32], uint16_t* words_end, Ahead);
+  // One or two jobs. One chain of states leaves most of a wide core idle; two fill it.
+  void (*rans_decode)(DecodeJob* jobs, size_t n_jobs);
 
   uint32_t (*crc32c)(uint32_t crc, const uint8_t* data, size_t n);
 };

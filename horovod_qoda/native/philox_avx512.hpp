@@ -7,42 +7,65 @@
 namespace qoda {
 namespace {
 
-// Word w of lane l in 32-bit element l of words[w]. The counters run in two halves, even and odd
-// lanes, each in the low 32 bits of 64-bit elements: that is where vpmuludq wants its factors, and
-// what it leaves in the upper bits never matters.
-inline void philox_words(const Philox& p, uint32_t group, __m512i words[4]) {
-  const __m512i m0 = _mm512_set1_epi64(kPhiloxM0), m1 = _mm512_set1_epi64(kPhiloxM1);
-  const __m512i even = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
-  const __m512i first = _mm512_add_epi32(_mm512_set1_epi64(16u * group), even);
-  __m512i c0[2] = {first, _mm512_add_epi32(first, _mm512_set1_epi64(1))};
-  __m512i c1[2], c2[2], c3[2];
-  for (int h = 0; h < 2; ++h) {
-    c1[h] = _mm512_set1_epi64(p.c1);
-    c2[h] = _mm512_set1_epi64(p.c2);
-    c3[h] = _mm512_set1_epi64(p.c3);
-  }
-  uint32_t k0 = p.key0, k1 = p.key1;
-#pragma GCC unroll 10
-  for (int round = 0; round < 10; ++round) {
-    const __m512i key0 = _mm512_set1_epi64(k0), key1 = _mm512_set1_epi64(k1);
-    for (int h = 0; h < 2; ++h) {
-      const __m512i p0 = _mm512_mul_epu32(c0[h], m0), p1 = _mm512_mul_epu32(c2[h], m1);
-      c0[h] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p1, 32), c1[h], key0, 0x96);
-      c2[h] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p0, 32), c3[h], key1, 0x96);
-      c1[h] = p1;
-      c3[h] = p0;
+// The groups of one layer. The counters run in two halves, even and odd lanes, each in the low 32
+// bits of 64-bit elements: that is where vpmuludq wants its factors, and what it leaves in the upper
+// bits never matters.
+class PhiloxLanes {
+ public:
+  explicit PhiloxLanes(const Philox& p) : fixed_{p.c1, p.c2, p.c3} {
+    for (uint32_t round = 0; round < 10; ++round) {
+      keys_[round][0] = p.key0 + round * kPhiloxW0;
+      keys_[round][1] = p.key1 + round * kPhiloxW1;
     }
-    k0 += kPhiloxW0;
-    k1 += kPhiloxW1;
+    // Kept in memory, from where the instructions broadcast for free.
+    asm volatile("" : : "r"(keys_) : "memory");
   }
-  const auto merge = [](const __m512i c[2]) {
-    return _mm512_mask_blend_epi32(0xAAAA, c[0], _mm512_slli_epi64(c[1], 32));
-  };
-  words[0] = merge(c0);
-  words[1] = merge(c1);
-  words[2] = merge(c2);
-  words[3] = merge(c3);
-}
+
+  // Word w of lane l of group first + g in 32-bit element l of words[g][w]. Two groups at once keep
+  // eight chains of multiplications in flight, which one group's latency would leave idle.
+  template <int kGroups>
+  inline __attribute__((always_inline)) void groups(uint32_t first, __m512i words[][4]) const {
+    constexpr int kHalves = 2 * kGroups;
+    const __m512i m0 = _mm512_set1_epi64(kPhiloxM0), m1 = _mm512_set1_epi64(kPhiloxM1);
+    const __m512i even = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
+    __m512i c0[kHalves], c1[kHalves], c2[kHalves], c3[kHalves];
+    for (uint32_t h = 0; h < kHalves; ++h) {
+      c0[h] = _mm512_add_epi32(_mm512_set1_epi64(16 * (first + h / 2) + h % 2), even);
+      c1[h] = _mm512_set1_epi64(fixed_[0]);
+      c2[h] = _mm512_set1_epi64(fixed_[1]);
+      c3[h] = _mm512_set1_epi64(fixed_[2]);
+    }
+#pragma GCC unroll 10
+    for (int round = 0; round < 10; ++round) {
+      const __m512i key0 = _mm512_set1_epi64(keys_[round][0]);
+      const __m512i key1 = _mm512_set1_epi64(keys_[round][1]);
+#pragma GCC unroll 4
+      for (int h = 0; h < kHalves; ++h) {
+        const __m512i p0 = _mm512_mul_epu32(c0[h], m0), p1 = _mm512_mul_epu32(c2[h], m1);
+        c0[h] = _mm512_ternarylogic_epi64(upper(p1), c1[h], key0, 0x96);
+        c2[h] = _mm512_ternarylogic_epi64(upper(p0), c3[h], key1, 0x96);
+        c1[h] = p1;
+        c3[h] = p0;
+      }
+    }
+    for (int g = 0; g < kGroups; ++g) {
+      words[g][0] = merge(c0 + 2 * g);
+      words[g][1] = merge(c1 + 2 * g);
+      words[g][2] = merge(c2 + 2 * g);
+      words[g][3] = merge(c3 + 2 * g);
+    }
+  }
+
+ private:
+  // A shuffle and not a shift: shifts compete with the multiplier.
+  static __m512i upper(__m512i x) { return _mm512_shuffle_epi32(x, _MM_PERM_DDBB); }
+  static __m512i merge(const __m512i c[2]) {
+    return _mm512_mask_shuffle_epi32(c[0], 0xAAAA, c[1], _MM_PERM_CCAA);
+  }
+
+  int64_t keys_[10][2];
+  uint32_t fixed_[3];
+};
 
 // The 16-bit numbers of row r of a group as float32.
 inline __m512 row_numbers(const __m512i words[4], int row) {

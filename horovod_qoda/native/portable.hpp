@@ -19,9 +19,8 @@ const float* dequantize_dithered(const uint8_t* codes, size_t n, float step, con
 const float* dequantize_buckets(const uint8_t* codes, size_t n, Buckets sides, bool pairs,
                                 const float value[256], const float* escapes, Output);
 uint16_t* rans_encode(const uint8_t* codes, size_t n, const EncodeTable&, uint32_t states[32],
-                      uint16_t* words_end);
-bool rans_decode(const uint8_t* words, size_t n_words, uint32_t states[32],
-                 const DecodeTable&, uint8_t* codes, size_t n);
+                      uint16_t* words_end, Ahead);
+void rans_decode(DecodeJob* jobs, size_t n_jobs);
 uint32_t crc32c(uint32_t crc, const uint8_t* data, size_t n);
 
 }  // namespace qoda::portable

@@ -63,33 +63,48 @@ class Packer {
   bool all_, saturates_;
 };
 
-// row(i, v, U) -> s, whose floor is the symbol. i is a multiple of 16.
+// row(i, v, U) -> s, whose floor is the symbol; i is a multiple of 16. One group of 128, `n` of
+// whose coordinates exist.
+template <typename Row>
+inline __attribute__((always_inline)) void quantize_group(const float* v, size_t i, size_t n,
+                                                          const __m512i words[4], Packer& packer,
+                                                          const Row& row) {
+  for (size_t half = 0; half < 2 && 64 * half < n; ++half, i += 64) {
+    const size_t left = n - 64 * half;
+    __m512 s[4];
+#pragma GCC unroll 4
+    for (size_t r = 0; r < 4; ++r) {
+      const __m512 u = row_uniforms(words, static_cast<int>(4 * half + r));
+      if (left >= 64) {
+        s[r] = row(i + 16 * r, _mm512_loadu_ps(v + i + 16 * r), u);
+      } else if (left > 16 * r) {
+        const __mmask16 live = first_lanes(left - 16 * r);
+        s[r] = row(i + 16 * r, _mm512_maskz_loadu_ps(live, v + i + 16 * r), u);
+      } else {
+        s[r] = _mm512_setzero_ps();
+      }
+    }
+    packer.put(i, s, left >= 64 ? ~uint64_t{0} : (uint64_t{1} << left) - 1);
+  }
+}
+
 template <typename Row>
 inline __attribute__((always_inline)) size_t quantize(const float* v, size_t n,
                                                       const Stream& stream, CodeRange range,
                                                       Symbols out, const Row& row) {
   Packer packer(range, out);
-  for (size_t base = 0; base < n; base += kGroup) {
-    __m512i words[4];
-    philox_words(stream.philox, stream.group + static_cast<uint32_t>(base / kGroup), words);
-    for (size_t half = 0; half < 2 && base + 64 * half < n; ++half) {
-      const size_t i = base + 64 * half;
-      const size_t left = n - i;
-      __m512 s[4];
-#pragma GCC unroll 4
-      for (size_t r = 0; r < 4; ++r) {
-        const __m512 u = row_uniforms(words, static_cast<int>(4 * half + r));
-        if (left >= 64) {
-          s[r] = row(i + 16 * r, _mm512_loadu_ps(v + i + 16 * r), u);
-        } else if (left > 16 * r) {
-          const __mmask16 live = first_lanes(left - 16 * r);
-          s[r] = row(i + 16 * r, _mm512_maskz_loadu_ps(live, v + i + 16 * r), u);
-        } else {
-          s[r] = _mm512_setzero_ps();
-        }
-      }
-      packer.put(i, s, left >= 64 ? ~uint64_t{0} : (uint64_t{1} << left) - 1);
-    }
+  const PhiloxLanes philox(stream.philox);
+  __m512i words[2][4];
+  uint32_t group = stream.group;
+  size_t i = 0;
+  for (; i + 2 * kGroup <= n; i += 2 * kGroup, group += 2) {
+    philox.groups<2>(group, words);
+    quantize_group(v, i, kGroup, words[0], packer, row);
+    quantize_group(v, i + kGroup, kGroup, words[1], packer, row);
+  }
+  for (; i < n; i += kGroup, ++group) {
+    philox.groups<1>(group, words);
+    quantize_group(v, i, n - i < kGroup ? n - i : kGroup, words[0], packer, row);
   }
   return packer.escapes();
 }

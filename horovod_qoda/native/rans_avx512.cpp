@@ -157,18 +157,37 @@ class Encoder {
   uint16_t* words_;
 };
 
+// Fetches 128 bytes, what 32 coordinates take, into the second-level cache.
+class Fetcher {
+ public:
+  explicit Fetcher(Ahead ahead) : at_(ahead.at), end_(ahead.at + ahead.bytes) {}
+  void step() {
+    if (at_ >= end_) return;
+    _mm_prefetch(at_, _MM_HINT_T1);
+    _mm_prefetch(at_ + 64, _MM_HINT_T1);
+    at_ += 128;
+  }
+
+ private:
+  const char* at_;
+  const char* end_;
+};
+
 template <typename Table>
 uint16_t* encode(const uint8_t* codes, size_t n, const EncodeTable& table, uint32_t states[32],
-                 uint16_t* words) {
+                 uint16_t* words, Ahead ahead) {
   Encoder<Table> encoder(table, states, words);
+  Fetcher fetcher(ahead);
   const size_t rest = n % kLanes;
   if (rest != 0) {
     const __mmask32 live = _bzhi_u32(~0u, static_cast<unsigned>(rest));
     encoder.template group<false>(_mm256_maskz_loadu_epi8(live, codes + n - rest), live);
   }
-  for (size_t i = n - rest; i != 0; i -= kLanes)
+  for (size_t i = n - rest; i != 0; i -= kLanes) {
     encoder.template group<true>(
         _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + i - kLanes)), ~0u);
+    fetcher.step();
+  }
   return encoder.finish(states);
 }
 
@@ -181,30 +200,40 @@ inline __m512i pop(__m512i x, __m512i entry) {
 
 class Decoder {
  public:
-  Decoder(const DecodeTable& table, const uint32_t states[32], const uint8_t* words, size_t n_words)
-      : table_(table), states_(states), words_(words), left_(n_words) {}
+  explicit Decoder(DecodeJob& job)
+      : table_(job.table->slot),
+        states_(job.states),
+        words_(job.words),
+        left_(job.n_words),
+        codes_(job.codes),
+        symbols_(job.n),
+        fetcher_(job.ahead) {}
 
-  // Decodes a group and stores 32 codes; false if the words do not suffice.
+  size_t whole_groups() const { return symbols_ / kLanes; }
+
+  // Decodes a group; false if the words do not suffice.
   template <bool kWhole>
-  inline __attribute__((always_inline)) bool group(uint8_t* codes, __mmask32 live) {
+  inline __attribute__((always_inline)) bool group() {
     const __m512i slot = _mm512_set1_epi32(kScale - 1);
-    const __m512i even =
-        _mm512_i32gather_epi32(_mm512_and_si512(states_.even, slot), table_.slot, 4);
-    const __m512i odd = _mm512_i32gather_epi32(_mm512_and_si512(states_.odd, slot), table_.slot, 4);
+    const __m512i even = _mm512_i32gather_epi32(_mm512_and_si512(states_.even, slot), table_, 4);
+    const __m512i odd = _mm512_i32gather_epi32(_mm512_and_si512(states_.odd, slot), table_, 4);
     __m512i new_even = pop(states_.even, even), new_odd = pop(states_.odd, odd);
     if constexpr (!kWhole) {
+      const __mmask32 live = _bzhi_u32(~0u, static_cast<unsigned>(symbols_));
       new_even = _mm512_mask_mov_epi32(states_.even, _pext_u32(live, ~kOdd), new_even);
       new_odd = _mm512_mask_mov_epi32(states_.odd, _pext_u32(live, kOdd), new_odd);
     }
     // A lane needs a word where the upper half of its state is 0.
-    const __m512i upper =
-        _mm512_mask_blend_epi16(kOdd, _mm512_srli_epi32(new_even, 16), new_odd);
+    const __m512i upper = _mm512_mask_blend_epi16(kOdd, _mm512_srli_epi32(new_even, 16), new_odd);
     const __mmask32 need = _mm512_testn_epi16_mask(upper, upper);
     const size_t count = static_cast<size_t>(__builtin_popcount(need));
-    if (__builtin_expect(left_ < kLanes, 0) && count > left_) return false;
-    const __mmask32 there = left_ >= kLanes ? ~0u : _bzhi_u32(~0u, static_cast<unsigned>(left_));
-    const __m512i next = left_ >= kLanes ? _mm512_loadu_si512(words_)
-                                         : _mm512_maskz_loadu_epi16(there, words_);
+    __m512i next;
+    if (__builtin_expect(left_ >= kLanes, 1)) {
+      next = _mm512_loadu_si512(words_);
+    } else {
+      if (count > left_) return false;
+      next = _mm512_maskz_loadu_epi16(_bzhi_u32(~0u, static_cast<unsigned>(left_)), words_);
+    }
     const __m512i words = _mm512_maskz_expand_epi16(need, next);
     words_ += 2 * count;
     left_ -= count;
@@ -215,44 +244,71 @@ class Decoder {
                                           words, 16);
     const __m512i pairs =
         _mm512_mask_blend_epi8(0x2222222222222222u, even, _mm512_slli_epi32(odd, 8));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes), _mm512_cvtepi32_epi16(pairs));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes_), _mm512_cvtepi32_epi16(pairs));
+    fetcher_.step();
+    codes_ += kLanes;
+    symbols_ -= kWhole ? kLanes : symbols_;
     return true;
   }
 
-  bool finish(uint32_t states[32]) const {
+  // Whole groups, then the rest; true if that uses all words.
+  bool finish(uint32_t states[32]) {
+    while (symbols_ >= kLanes)
+      if (!group<true>()) return false;
+    if (symbols_ != 0 && !group<false>()) return false;
     states_.store(states);
     return left_ == 0;
   }
 
  private:
-  const DecodeTable& table_;
+  const uint32_t* table_;
   States states_;
   const uint8_t* words_;
   size_t left_;
+  uint8_t* codes_;
+  size_t symbols_;
+  Fetcher fetcher_;
 };
+
+bool valid(const DecodeJob& job) {
+  for (uint32_t state : job.states)
+    if (state < kStateLow) return false;
+  return true;
+}
+
+void decode_one(DecodeJob& job) {
+  Decoder decoder(job);
+  job.ok = valid(job) && decoder.finish(job.states);
+}
+
+// False if one of the streams ended early; then neither job's states are of use.
+bool decode_side_by_side(Decoder& first, Decoder& second) {
+  const size_t a = first.whole_groups(), b = second.whole_groups();
+  for (size_t groups = a < b ? a : b; groups != 0; --groups)
+    if (!first.group<true>() || !second.group<true>()) return false;
+  return true;
+}
 
 }  // namespace
 
 uint16_t* avx512::rans_encode(const uint8_t* codes, size_t n, const EncodeTable& table,
-                              uint32_t states[32], uint16_t* words) {
+                              uint32_t states[32], uint16_t* words, Ahead ahead) {
   const int used = table.high - table.low + 2;  // the escape included
-  if (used <= 32) return encode<Lookup<2>>(codes, n, table, states, words);
-  if (used <= 64) return encode<Lookup<4>>(codes, n, table, states, words);
-  return encode<GatherLookup>(codes, n, table, states, words);
+  if (used <= 32) return encode<Lookup<2>>(codes, n, table, states, words, ahead);
+  if (used <= 64) return encode<Lookup<4>>(codes, n, table, states, words, ahead);
+  return encode<GatherLookup>(codes, n, table, states, words, ahead);
 }
 
-bool avx512::rans_decode(const uint8_t* words, size_t n_words, uint32_t states[32],
-                         const DecodeTable& table, uint8_t* codes, size_t n) {
-  for (size_t lane = 0; lane < kLanes; ++lane)
-    if (states[lane] < kStateLow) return false;
-  Decoder decoder(table, states, words, n_words);
-  size_t i = 0;
-  for (; i + kLanes <= n; i += kLanes)
-    if (!decoder.group<true>(codes + i, ~0u)) return false;
-  if (i < n &&
-      !decoder.group<false>(codes + i, _bzhi_u32(~0u, static_cast<unsigned>(n - i))))
-    return false;
-  return decoder.finish(states);
+void avx512::rans_decode(DecodeJob* jobs, size_t n_jobs) {
+  if (n_jobs == 2 && valid(jobs[0]) && valid(jobs[1])) {
+    Decoder first(jobs[0]), second(jobs[1]);
+    if (decode_side_by_side(first, second)) {
+      jobs[0].ok = first.finish(jobs[0].states);
+      jobs[1].ok = second.finish(jobs[1].states);
+      return;
+    }
+  }
+  for (size_t j = 0; j < n_jobs; ++j) decode_one(jobs[j]);
 }
 
 }  // namespace qoda

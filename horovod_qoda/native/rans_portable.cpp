@@ -6,7 +6,7 @@
 namespace qoda {
 
 uint16_t* portable::rans_encode(const uint8_t* codes, size_t n, const EncodeTable& table,
-                                uint32_t states[32], uint16_t* words) {
+                                uint32_t states[32], uint16_t* words, Ahead) {
   for (size_t i = n; i-- > 0;) {
     uint32_t x = states[i % kLanes];
     const uint32_t freq = table.freq[codes[i]];
@@ -19,23 +19,30 @@ uint16_t* portable::rans_encode(const uint8_t* codes, size_t n, const EncodeTabl
   return words;
 }
 
-bool portable::rans_decode(const uint8_t* words, size_t n_words, uint32_t states[32],
-                           const DecodeTable& table, uint8_t* codes, size_t n) {
-  for (size_t lane = 0; lane < kLanes; ++lane)
-    if (states[lane] < kStateLow) return false;
+namespace {
+
+bool decode(DecodeJob& job) {
+  for (uint32_t state : job.states)
+    if (state < kStateLow) return false;
   size_t read = 0;
-  for (size_t i = 0; i < n; ++i) {
-    uint32_t x = states[i % kLanes];
-    const uint32_t entry = table.slot[x & (kScale - 1)];
+  for (size_t i = 0; i < job.n; ++i) {
+    uint32_t x = job.states[i % kLanes];
+    const uint32_t entry = job.table->slot[x & (kScale - 1)];
     x = (entry >> 8 & 0xFFF) * (x >> kScaleBits) + (entry >> 20);
     if (x < kStateLow) {
-      if (read == n_words) return false;
-      x = x << 16 | load<uint16_t>(words + 2 * read++);
+      if (read == job.n_words) return false;
+      x = x << 16 | load<uint16_t>(job.words + 2 * read++);
     }
-    codes[i] = static_cast<uint8_t>(entry);
-    states[i % kLanes] = x;
+    job.codes[i] = static_cast<uint8_t>(entry);
+    job.states[i % kLanes] = x;
   }
-  return read == n_words;
+  return read == job.n_words;
+}
+
+}  // namespace
+
+void portable::rans_decode(DecodeJob* jobs, size_t n_jobs) {
+  for (size_t j = 0; j < n_jobs; ++j) jobs[j].ok = decode(jobs[j]);
 }
 
 }  // namespace qoda
