@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,3 +48,21 @@ def normalize(counts: npt.NDArray[np.uint64], exact: bool) -> npt.NDArray[np.uin
 def philox(
     counter: npt.NDArray[np.uint32], key: npt.NDArray[np.uint32]
 ) -> npt.NDArray[np.uint32]: ...
+def plan(
+    segments: npt.NDArray[np.void], n_values: int, levels: Sequence[Sequence[float]]
+) -> dict[str, npt.NDArray[Any]]: ...
+def unpack(
+    payload: npt.NDArray[np.uint8],
+    segments: npt.NDArray[np.void],
+    n_values: int,
+    expect: tuple[float, ...],
+    tables: npt.NDArray[np.uint16] | None,
+    book_hash: int,
+    levels: Sequence[Sequence[float]],
+) -> dict[str, Any]: ...
+def crc32c(data: npt.NDArray[np.uint8], crc: int = 0) -> int: ...
+def block_checksums(
+    data: npt.NDArray[np.uint8], lengths: npt.NDArray[np.uint32]
+) -> npt.NDArray[np.uint32]: ...
+def serialize(freq: npt.NDArray[np.uint16]) -> bytes: ...
+def coded_bits(freq: npt.NDArray[np.uint16], counts: npt.NDArray[np.uint64]) -> float: ...

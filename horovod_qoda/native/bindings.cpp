@@ -1,69 +1,12 @@
-// Python bindings. Arrays are taken as they are: a wrong dtype or layout is an error, never a copy.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <optional>
-
-#include "payload.hpp"
+// Python bindings.
+#include "arguments.hpp"
 #include "philox.hpp"
 #include "stats.hpp"
 #include "wire.hpp"
 
-namespace py = pybind11;
 using namespace qoda;
 
 namespace {
-
-template <typename T>
-using Array = py::array_t<T, py::array::c_style>;
-using Levels = std::vector<std::vector<float>>;
-// layout_hash, exchange, rank, stage, chunk, key, sum_sq, sum_sq_diff, aux, book_hash
-using HeaderTuple = std::tuple<uint64_t, uint64_t, uint32_t, uint32_t, uint32_t, uint64_t, double,
-                               double, double, uint64_t>;
-
-Header to_header(const HeaderTuple& t) {
-  Header h;
-  std::tie(h.layout_hash, h.exchange, h.rank, h.stage, h.chunk, h.key, h.sum_sq, h.sum_sq_diff,
-           h.aux, h.book_hash) = t;
-  if (h.stage > 255) throw std::invalid_argument("stage must be below 256");
-  return h;
-}
-
-HeaderTuple to_tuple(const Header& h) {
-  return {h.layout_hash, h.exchange,    h.rank, h.stage, h.chunk,
-          h.key,         h.sum_sq, h.sum_sq_diff, h.aux, h.book_hash};
-}
-
-struct Segments {
-  const Segment* rows;
-  size_t n;
-};
-
-Segments to_segments(const py::array& array) {
-  if (array.ndim() != 1 || array.itemsize() != static_cast<py::ssize_t>(sizeof(Segment)) ||
-      !(array.flags() & py::array::c_style))
-    throw std::invalid_argument("segments must be a contiguous 1-D array of dtype SEGMENT");
-  return {static_cast<const Segment*>(array.data()), static_cast<size_t>(array.size())};
-}
-
-std::optional<Book> to_book(const std::optional<Array<uint16_t>>& tables, uint64_t hash) {
-  if (!tables) return std::nullopt;
-  if (tables->ndim() != 2 || tables->shape(1) != 256)
-    throw std::invalid_argument("code tables must have shape [n_types, 256]");
-  Book book;
-  book.hash = hash;
-  book.tables.resize(static_cast<size_t>(tables->shape(0)));
-  for (size_t type = 0; type < book.tables.size(); ++type) {
-    const uint16_t* freq = tables->data() + 256 * type;
-    bool present = false;
-    for (size_t code = 0; code < 256; ++code) present |= freq[code] != 0;
-    if (present && !make_table(freq, book.tables[type]))
-      throw std::invalid_argument("code table of type " + std::to_string(type) +
-                                  " is not a contiguous range that sums to 4096");
-  }
-  return book;
-}
 
 uint64_t py_encode(const Array<float>& values, const py::array& segments,
                    const HeaderTuple& header, Array<uint8_t>& out,
@@ -214,4 +157,5 @@ PYBIND11_MODULE(_codec, m) {
         py::arg("threads"));
   m.def("normalize", &py_normalize, py::arg("counts").noconvert(), py::arg("exact"));
   m.def("philox", &py_philox, py::arg("counter").noconvert(), py::arg("key").noconvert());
+  bind_assembly(m);
 }
