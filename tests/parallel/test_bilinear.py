@@ -28,8 +28,8 @@ SHORT_CASES = (
 )
 DIVERGING = ("sgda:none:none:0", "sgda:scatter_reduce:none:0")
 
-# Absolute noise is averaged out slowly: its slope needs the whole 3,000 exchanges, and σ large enough
-# for the noise to outweigh the starting point early. The spread of the slope over seeds is 0.04.
+# Absolute noise is averaged out slowly: its slope needs the whole 3,000 exchanges, and a σ that
+# outweighs the starting point early. The spread of the slope over seeds is 0.04.
 LONG = (100, 200, 400, 800, 1600, 3000)
 LONG_CASES = (
     ("coupled:none:absolute:2", -0.5),
