@@ -7,10 +7,14 @@
 
 #if !defined(__x86_64__)
 #define HOROVOD_QODA_NO_SSE42
+#define HOROVOD_QODA_NO_AVX2
 #define HOROVOD_QODA_NO_AVX512
 #endif
 #ifndef HOROVOD_QODA_NO_SSE42
 #include "crc32c.hpp"
+#endif
+#ifndef HOROVOD_QODA_NO_AVX2
+#include "avx2.hpp"
 #endif
 #ifndef HOROVOD_QODA_NO_AVX512
 #include "avx512.hpp"
@@ -38,6 +42,21 @@ Kernels portable_kernels() {
 
 #ifndef HOROVOD_QODA_NO_SSE42
 bool has_sse42() { return __builtin_cpu_supports("sse4.2"); }
+#endif
+
+#ifndef HOROVOD_QODA_NO_AVX2
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2"); }
+
+void use_avx2(Kernels& k) {
+  k.name = "avx2";
+  k.sum_squares = avx2::sum_squares;
+  k.sum_sq_diff = avx2::sum_sq_diff;
+  k.quantize_step = avx2::quantize_step;
+  k.dequantize_rounded = avx2::dequantize_rounded;
+  k.dequantize_dithered = avx2::dequantize_dithered;
+  k.rans_encode = avx2::rans_encode;
+  k.rans_decode = avx2::rans_decode;
+}
 #endif
 
 #ifndef HOROVOD_QODA_NO_AVX512
@@ -74,6 +93,12 @@ Kernels choose() {
 #ifndef HOROVOD_QODA_NO_AVX512
   if (has_avx512() && (wanted.empty() || wanted == "avx512")) {
     use_avx512(k);
+    return k;
+  }
+#endif
+#ifndef HOROVOD_QODA_NO_AVX2
+  if (has_avx2() && (wanted.empty() || wanted == "avx2")) {
+    use_avx2(k);
     return k;
   }
 #endif

@@ -60,6 +60,7 @@ struct EncodeTable {
   uint16_t start[256];
   uint32_t packed[256];     // start << 16 | freq
   float reciprocal[256];    // 1 / freq rounded down, 0 where freq is 0
+  uint32_t inverse[256];    // (2^32 - 1) / freq rounded down, 0 where freq is 0
   uint8_t low, high;        // the contiguous range of codes besides the escape, code 0
 };
 

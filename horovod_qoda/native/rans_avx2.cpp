@@ -1,0 +1,179 @@
+// 32 rANS lanes in four registers of eight; the compress and expand that AVX2 lacks are permutations
+// from a table.
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "avx2.hpp"
+
+namespace qoda {
+namespace {
+
+constexpr size_t kLanes = 32;
+
+// Permutations by an 8-bit mask: `expand` gives each selected lane the next element from the front;
+// `compress` moves selected lanes to the back, in order.
+struct Permutations {
+  alignas(32) uint32_t expand[256][8];
+  alignas(32) uint32_t compress[256][8];
+
+  Permutations() {
+    for (uint32_t mask = 0; mask < 256; ++mask) {
+      const uint32_t count = static_cast<uint32_t>(__builtin_popcount(mask));
+      uint32_t next = 0;
+      for (uint32_t lane = 0; lane < 8; ++lane) compress[mask][lane] = 0;
+      for (uint32_t lane = 0; lane < 8; ++lane) {
+        const bool selected = mask >> lane & 1;
+        expand[mask][lane] = selected ? next : 0;
+        if (selected) compress[mask][8 - count + next++] = lane;
+      }
+    }
+  }
+};
+
+const Permutations& permutations() {
+  static const Permutations tables;
+  return tables;
+}
+
+inline __m256i load_permutation(const uint32_t* at) {
+  return _mm256_load_si256(reinterpret_cast<const __m256i*>(at));
+}
+
+inline __m256i load8(const uint32_t* at) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+}
+
+inline __m256i gather(const uint32_t* table, __m256i index) {
+  return _mm256_i32gather_epi32(reinterpret_cast<const int*>(table), index, 4);
+}
+
+inline uint32_t mask_of(__m256i lanes) {
+  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(lanes)));
+}
+
+// x <- (x / freq) * 4096 + x % freq + start. x * floor((2^32 - 1) / freq) / 2^32 misses the quotient
+// by less than x / 2^32 + freq / 2^32 * x / freq < 2, and for x < freq * 2^20 by at most one.
+inline __m256i push(__m256i x, __m256i freq, __m256i start, __m256i inverse) {
+  const __m256i even = _mm256_srli_epi64(_mm256_mul_epu32(x, inverse), 32);
+  const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), _mm256_srli_epi64(inverse, 32));
+  const __m256i quotient = _mm256_blend_epi32(even, odd, 0xAA);
+  const __m256i rest = _mm256_sub_epi32(x, _mm256_mullo_epi32(quotient, freq));
+  const __m256i sum = _mm256_add_epi32(_mm256_slli_epi32(quotient, kScaleBits),
+                                       _mm256_add_epi32(rest, start));
+  const __m256i exact = _mm256_cmpgt_epi32(freq, rest);
+  const __m256i more = _mm256_sub_epi32(_mm256_set1_epi32(kScale), freq);
+  return _mm256_add_epi32(sum, _mm256_andnot_si256(exact, more));
+}
+
+// One symbol of one lane, for groups that are not whole.
+inline uint32_t push_one(uint32_t x, uint8_t code, const EncodeTable& table, uint16_t*& words) {
+  const uint32_t freq = table.freq[code];
+  if (x >= freq << 20) {
+    *--words = static_cast<uint16_t>(x);
+    x >>= 16;
+  }
+  return ((x / freq) << kScaleBits) + x % freq + table.start[code];
+}
+
+// Eight symbols. The store reaches eight words below, where only unwritten ones lie.
+inline __m256i push_eight(__m256i x, const uint8_t* codes, const EncodeTable& table,
+                          uint16_t*& words) {
+  const __m256i code =
+      _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes)));
+  const __m256i entry = gather(table.packed, code);
+  const __m256i freq = _mm256_and_si256(entry, _mm256_set1_epi32(0xFFFF));
+  const __m256i fits = _mm256_cmpgt_epi32(freq, _mm256_srli_epi32(x, 20));
+  const uint32_t full = 0xFFu & ~mask_of(fits);
+  const __m256i moved = _mm256_permutevar8x32_epi32(
+      _mm256_and_si256(x, _mm256_set1_epi32(0xFFFF)), load_permutation(permutations().compress[full]));
+  const __m128i low = _mm_packus_epi32(_mm256_castsi256_si128(moved),
+                                       _mm256_extracti128_si256(moved, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(words - 8), low);
+  words -= __builtin_popcount(full);
+  x = _mm256_blendv_epi8(_mm256_srli_epi32(x, 16), x, fits);
+  return push(x, freq, _mm256_srli_epi32(entry, 16), gather(table.inverse, code));
+}
+
+bool decode(DecodeJob& job) {
+  for (uint32_t state : job.states)
+    if (state < kStateLow) return false;
+  const Permutations& tables = permutations();
+  __m256i x[4];
+  for (int r = 0; r < 4; ++r) x[r] = load8(job.states + 8 * r);
+  const uint8_t* words = job.words;
+  size_t left = job.n_words, i = 0;
+  for (; i + kLanes <= job.n && left >= kLanes; i += kLanes) {
+    __m256i entry[4];
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) {
+      entry[r] = gather(job.table->slot, _mm256_and_si256(x[r], _mm256_set1_epi32(kScale - 1)));
+      const __m256i freq =
+          _mm256_and_si256(_mm256_srli_epi32(entry[r], 8), _mm256_set1_epi32(0xFFF));
+      x[r] = _mm256_add_epi32(_mm256_mullo_epi32(freq, _mm256_srli_epi32(x[r], kScaleBits)),
+                              _mm256_srli_epi32(entry[r], 20));
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) {
+      const __m256i short_of = _mm256_cmpeq_epi32(_mm256_srli_epi32(x[r], 16), _mm256_setzero_si256());
+      const uint32_t need = mask_of(short_of);
+      const __m256i next =
+          _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(words)));
+      const __m256i mine =
+          _mm256_permutevar8x32_epi32(next, load_permutation(tables.expand[need]));
+      const __m256i refilled = _mm256_or_si256(_mm256_slli_epi32(x[r], 16), mine);
+      x[r] = _mm256_blendv_epi8(x[r], refilled, short_of);
+      const size_t count = static_cast<size_t>(__builtin_popcount(need));
+      words += 2 * count;
+      left -= count;
+    }
+    const __m256i byte = _mm256_set1_epi32(0xFF);
+    for (__m256i& e : entry) e = _mm256_and_si256(e, byte);
+    const __m256i packed = _mm256_packus_epi16(_mm256_packus_epi32(entry[0], entry[1]),
+                                               _mm256_packus_epi32(entry[2], entry[3]));
+    _mm256_storeu_si256(
+        reinterpret_cast<__m256i*>(job.codes + i),
+        _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
+  }
+  for (int r = 0; r < 4; ++r)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(job.states + 8 * r), x[r]);
+  for (; i < job.n; ++i) {
+    uint32_t& state = job.states[i % kLanes];
+    const uint32_t entry = job.table->slot[state & (kScale - 1)];
+    state = (entry >> 8 & 0xFFF) * (state >> kScaleBits) + (entry >> 20);
+    if (state < kStateLow) {
+      if (left == 0) return false;
+      uint16_t word;
+      std::memcpy(&word, words, 2);
+      state = state << 16 | word;
+      words += 2;
+      --left;
+    }
+    job.codes[i] = static_cast<uint8_t>(entry);
+  }
+  return left == 0;
+}
+
+}  // namespace
+
+uint16_t* avx2::rans_encode(const uint8_t* codes, size_t n, const EncodeTable& table,
+                            uint32_t states[32], uint16_t* words, Ahead) {
+  size_t i = n;
+  for (; i % kLanes != 0; --i)
+    states[(i - 1) % kLanes] = push_one(states[(i - 1) % kLanes], codes[i - 1], table, words);
+  __m256i x[4];
+  for (int r = 0; r < 4; ++r) x[r] = load8(states + 8 * r);
+  for (; i != 0; i -= kLanes)
+#pragma GCC unroll 4
+    for (int r = 3; r >= 0; --r)
+      x[r] = push_eight(x[r], codes + i - kLanes + 8 * r, table, words);
+  for (int r = 0; r < 4; ++r)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(states + 8 * r), x[r]);
+  return words;
+}
+
+void avx2::rans_decode(DecodeJob* jobs, size_t n_jobs) {
+  for (size_t j = 0; j < n_jobs; ++j) jobs[j].ok = decode(jobs[j]);
+}
+
+}  // namespace qoda
