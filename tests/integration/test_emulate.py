@@ -1,0 +1,79 @@
+"""Emulated hosts: real names and addresses, a real limit, and nothing left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launch import emulate
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.skipif(bool(emulate.usable()), reason=emulate.usable() or "usable")
+
+
+def start(*words, **options):
+    command = [sys.executable, "launch/emulate.py", *map(str, words)]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def leftovers(pid):
+    spaces = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
+    folder = Path("/etc/netns")
+    return [x for x in spaces.split() if f"hq{pid}-" in x] + [
+        str(x) for x in (folder.iterdir() if folder.exists() else []) if f"hq{pid}-" in x.name
+    ]
+
+
+PROGRAM = """
+import socket
+from mpi4py import MPI
+comm = MPI.COMM_WORLD
+import numpy as np, time
+x = np.ones(500_000); y = np.empty_like(x)
+comm.Barrier(); begin = time.time(); comm.Allreduce(x, y); took = time.time() - begin
+print(comm.rank, comm.size, socket.gethostname(), y[0], took, flush=True)
+"""
+
+
+def test_ranks_on_hosts_with_limited_links(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    child = start("--hosts", 2, "--ranks-per-host", 2, "--rate", "100mbit", "--timeout", 90, "--",
+                  sys.executable, program)  # fmt: skip
+    out, err = child.communicate(timeout=120)
+    assert child.returncode == 0, out + err
+    rows = sorted(line.split() for line in out.splitlines())
+    assert [r[:2] for r in rows] == [[str(i), "4"] for i in range(4)]
+    assert len({r[2] for r in rows}) == 2 and all(r[3] == "4.0" for r in rows)
+    # 4 MB through 100 Mbit/s cannot take less than 0.32 s; without the limit it takes a tenth.
+    assert max(float(r[4]) for r in rows) > 0.3
+    assert "bytes sent by each host" in err
+    assert not leftovers(child.pid)
+
+
+def test_nothing_is_left_after_interrupt_or_a_killed_job(tmp_path):
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        child = start("--hosts", 2, "--", "sleep", "600", start_new_session=True)
+        deadline = time.time() + 30
+        while not leftovers(child.pid):
+            assert time.time() < deadline and child.poll() is None
+            time.sleep(0.1)
+        time.sleep(1.0)
+        os.kill(child.pid, sign)
+        child.communicate(timeout=60)
+        assert child.returncode != 0
+        assert not leftovers(child.pid)
+
+
+def test_bad_arguments_are_refused():
+    for words, said in ((("--hosts", 0), "--hosts"), (("--rate", "fast"), "--rate")):
+        child = start(*words, "--", "true")
+        _, err = child.communicate(timeout=60)
+        assert child.returncode == 2 and said in err
+        assert not leftovers(child.pid)
