@@ -47,6 +47,20 @@ BlockEntry write_plain(const Workspace& work, const uint8_t* low, uint8_t shift,
   return {static_cast<uint32_t>(4 * n), kPlainFlag};
 }
 
+// Byte counters, so that a compiler uses whole registers of them.
+size_t count_escapes(const uint8_t* codes, size_t n) {
+  constexpr size_t kWidth = 64;
+  size_t total = 0, i = 0;
+  while (i + kWidth <= n) {
+    uint8_t counters[kWidth] = {};
+    for (int round = 0; round < 255 && i + kWidth <= n; ++round, i += kWidth)
+      for (size_t j = 0; j < kWidth; ++j) counters[j] += codes[i + j] == 0;
+    for (uint8_t counter : counters) total += counter;
+  }
+  for (; i < n; ++i) total += codes[i] == 0;
+  return total;
+}
+
 bool is_small(float k) {
   return std::fabs(k) <= static_cast<float>(kMaxCode) && k == std::floor(k);
 }
@@ -99,17 +113,19 @@ size_t split_symbols(size_t n, CodeRange range, uint8_t shift, Workspace& work, 
     const float h = std::floor(k * scale);
     const bool inside = h >= lowest && h <= highest && k == std::floor(k);
     work.codes[i] = inside ? static_cast<uint8_t>(static_cast<int>(h) + kCodeZero) : 0;
-    if (shift != 0) low[i] = inside ? static_cast<uint8_t>(static_cast<int>(k) & ((1 << shift) - 1)) : 0;
+    if (shift != 0)
+      low[i] = inside ? static_cast<uint8_t>(static_cast<int>(k) & ((1 << shift) - 1)) : 0;
     if (!inside) work.escapes[escapes++] = k;
   }
   return escapes;
 }
 
-BlockEntry write_block(const BlockTable& coding, size_t n, Workspace& work, Ahead ahead,
-                       uint8_t* to) {
+BlockEntry write_block(const BlockTable& coding, size_t n, size_t escapes, Workspace& work,
+                       Ahead ahead, uint8_t* to) {
   if (n == 0 || coding.certain_code() != 0) return {};
   std::vector<uint8_t> low(coding.shift == 0 ? 0 : n);
-  if (coding.shift != 0) split_symbols(n, coding.table.range(), coding.shift, work, low.data());
+  if (coding.shift != 0)
+    escapes = split_symbols(n, coding.table.range(), coding.shift, work, low.data());
   EncodeTable table;
   fill(coding.table, table);
   uint32_t states[kLanes];
@@ -118,10 +134,9 @@ BlockEntry write_block(const BlockTable& coding, size_t n, Workspace& work, Ahea
   const uint16_t* words = kernels().rans_encode(work.codes.data(), n - tail, table, states,
                                                 work.words.data() + work.words.size(), ahead);
   const size_t word_bytes = 2 * static_cast<size_t>(end - words);
-  const size_t escapes =
-      static_cast<size_t>(std::count(work.codes.begin(), work.codes.begin() + n, 0));
-  const size_t floats = escapes - static_cast<size_t>(std::count_if(
-                                      work.escapes.begin(), work.escapes.begin() + escapes, is_small));
+  const auto small =
+      std::count_if(work.escapes.begin(), work.escapes.begin() + escapes, is_small);
+  const size_t floats = escapes - static_cast<size_t>(small);
   const BlockLayout at(n, coding.shift, escapes, floats);
   const size_t length = at.words + word_bytes;
   if (padded4(length) > 4 * n) return write_plain(work, low.data(), coding.shift, n, to);
@@ -184,8 +199,7 @@ void BlockReader::finish(Workspace& work) const {
   uint8_t* tail = work.codes.data() + n_ - tail_;
   if (!job.ok || !read_tail(job.states, *job.table, tail, tail_))
     throw PayloadError("malformed rANS stream");
-  const auto found = std::count(work.codes.begin(), work.codes.begin() + n_, 0);
-  if (static_cast<size_t>(found) != n_escapes_)
+  if (count_escapes(work.codes.data(), n_) != n_escapes_)
     throw PayloadError("number of escapes does not match the symbols");
   read_escapes(bytes_ + escapes_at_, n_escapes_, bytes_ + floats_at_, work);
   if (table_.shift != 0) join_low(bytes_ + low_at_, table_.shift, n_, n_escapes_, work);

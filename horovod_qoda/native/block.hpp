@@ -40,8 +40,9 @@ struct BlockEntry {
 };
 
 // Writes the n symbols that a quantiser left in `work` with table.range(). At most 4 n bytes.
-BlockEntry write_block(const BlockTable& table, size_t n, Workspace& work, Ahead ahead,
-                       uint8_t* to);
+// `escapes` is their number.
+BlockEntry write_block(const BlockTable& table, size_t n, size_t escapes, Workspace& work,
+                       Ahead ahead, uint8_t* to);
 
 // A block on its way from bytes to symbols. The rANS stream in between is a job of its own, so that
 // two blocks' streams can be decoded side by side.

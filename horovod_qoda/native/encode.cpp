@@ -160,7 +160,7 @@ uint32_t Encoder::encode_block(const Block& block, Workspace& work, Counts* coun
   }
   if (counts != nullptr)
     count_symbols(work.codes.data(), n, work.escapes.data(), escapes, *counts);
-  const BlockEntry written = write_block(table, n, work, ahead, to);
+  const BlockEntry written = write_block(table, n, escapes, work, ahead, to);
   const uint64_t bytes = padded4(written.length);
   std::memset(to + written.length, 0, bytes - written.length);
   write_entry(entry, written, to);
