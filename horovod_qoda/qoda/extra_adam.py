@@ -20,7 +20,8 @@ class ExtraAdam(AdamBase):
     1. backward; :meth:`extrapolation` with the gradient at p_t;
     2. backward again; :meth:`step` with the gradient at p_{t+1/2}.
 
-    Under a distributed wrapper gradients must be averaged before each of the two calls.
+    Under a distributed wrapper, whose ``step()`` averages gradients, call ``synchronize()`` before
+    :meth:`extrapolation`; leaving it out is an error.
 
     Args:
         params: parameters, or groups of them; real floating point, dense.
@@ -37,6 +38,10 @@ class ExtraAdam(AdamBase):
     """
 
     _extra_state = ("base",)
+
+    # Horovod's wrapper has an attribute of this name, false until gradients have been averaged. It
+    # is reset in step() alone, so extrapolation() resets it for its own gradients.
+    _synchronized = True
 
     def add_param_group(self, param_group: Group) -> None:
         """Adds a group and creates its state.
@@ -55,16 +60,23 @@ class ExtraAdam(AdamBase):
         """Moves the parameters to p_{t+1/2} with the gradient at p_t.
 
         Raises:
-            RuntimeError: called twice without ``step()`` in between, or a gradient is sparse.
+            RuntimeError: called twice without ``step()`` in between, without ``synchronize()`` under
+                a distributed wrapper, or with a sparse gradient.
         """
         head = self.param_groups[0]
         if head["extrapolated"]:
             raise RuntimeError("extrapolation() twice: take a gradient here and call step()")
+        if not self._synchronized:
+            raise RuntimeError(
+                "call synchronize() before extrapolation(): gradients are this rank's"
+            )
         for params, bases in self._params_and_bases():
             torch._foreach_copy_(bases, params)
         for params, _, update in self._updates():
             add_to(params, list(torch._foreach_neg(update)))
         head["extrapolated"] = True
+        if "_synchronized" in vars(self):
+            self._synchronized = False
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Any:

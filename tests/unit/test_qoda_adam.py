@@ -96,6 +96,19 @@ def test_extra_adam_returns_a_parameter_that_got_no_second_gradient() -> None:
     assert torch.equal(params[0], before)
 
 
+def test_extrapolation_with_gradients_of_one_rank_is_refused() -> None:
+    params = make_params()
+    optimizer = ExtraAdam(params)
+    optimizer._synchronized = False  # as Horovod's wrapper starts
+    set_grads(params, 0)
+    with pytest.raises(RuntimeError, match=r"synchronize\(\) first"):
+        optimizer.extrapolation()
+    optimizer._synchronized = True  # as its synchronize() leaves it
+    optimizer.extrapolation()
+    assert optimizer._synchronized is False  # so that step() synchronizes without a warning
+    optimizer.step()
+
+
 def test_absent_gradients_count_steps_per_parameter() -> None:
     params = make_params()[:2]
     reference = make_params()[:2]
