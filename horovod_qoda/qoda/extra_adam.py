@@ -67,9 +67,7 @@ class ExtraAdam(AdamBase):
         if head["extrapolated"]:
             raise RuntimeError("extrapolation() twice: take a gradient here and call step()")
         if not self._synchronized:
-            raise RuntimeError(
-                "call synchronize() before extrapolation(): gradients are this rank's"
-            )
+            raise RuntimeError("gradients are one rank's: synchronize() before extrapolation()")
         for params, bases in self._params_and_bases():
             torch._foreach_copy_(bases, params)
         for params, _, update in self._updates():

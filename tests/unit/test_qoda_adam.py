@@ -101,7 +101,7 @@ def test_extrapolation_with_gradients_of_one_rank_is_refused() -> None:
     optimizer = ExtraAdam(params)
     optimizer._synchronized = False  # as Horovod's wrapper starts
     set_grads(params, 0)
-    with pytest.raises(RuntimeError, match=r"synchronize\(\) first"):
+    with pytest.raises(RuntimeError, match=r"synchronize\(\) before extrapolation"):
         optimizer.extrapolation()
     optimizer._synchronized = True  # as its synchronize() leaves it
     optimizer.extrapolation()

@@ -105,7 +105,7 @@ def test_constant_step_descent_ascent_diverges() -> None:
 
 @pytest.mark.parametrize("variant", ["coupled", "separated"])
 def test_residual_falls_as_one_over_root_of_the_nodes(variant: str) -> None:
-    counts = (1, 2, 4, 8, 16)
+    counts = (1, 4, 16)
     ends = [
         mean_over_seeds(range(4), variant, absolute(1.0), nodes=nodes, exchanges=1000)[-1]
         for nodes in counts
