@@ -60,8 +60,8 @@ class ExtraAdam(AdamBase):
         """Moves the parameters to p_{t+1/2} with the gradient at p_t.
 
         Raises:
-            RuntimeError: called twice without ``step()`` in between, without ``synchronize()`` under
-                a distributed wrapper, or with a sparse gradient.
+            RuntimeError: called twice without ``step()`` in between, called without ``synchronize()``
+                under a distributed wrapper, or a gradient is sparse.
         """
         head = self.param_groups[0]
         if head["extrapolated"]:
