@@ -60,8 +60,8 @@ class ExtraAdam(AdamBase):
         """Moves the parameters to p_{t+1/2} with the gradient at p_t.
 
         Raises:
-            RuntimeError: called twice without ``step()`` in between, called without ``synchronize()``
-                under a distributed wrapper, or a gradient is sparse.
+            RuntimeError: called twice without ``step()`` in between; under a distributed wrapper
+                called without ``synchronize()``; or a gradient is sparse.
         """
         head = self.param_groups[0]
         if head["extrapolated"]:
