@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from horovod_qoda.coding import Book, entropy_bits
+from horovod_qoda.coding import Book, entropy, entropy_bits
 from horovod_qoda.coding.payload import DITHERED, ROUNDED
 from horovod_qoda.layout import Layout
 from horovod_qoda.quantization import step_factor, step_size
@@ -21,17 +21,23 @@ if TYPE_CHECKING:
 
 STAGES = 2
 
-EARLY_UPDATES = (0, 1, 4, 9, 19, 49, 99, 199, 499, 999)
+EARLY_UPDATES = (0, 1, 4, 9, 19, 49, *range(99, 1000, 100))
 """Gradients change fastest at the start; later one update every ``UPDATE_EVERY`` exchanges."""
 
 UPDATE_EVERY = 1000
 
 SAMPLE = 16 * 1024
-"""Coordinates of a layer looked at to choose its reconstruction."""
+"""Coordinates of a layer looked at to choose its reconstruction and to predict its rate."""
 
 ZERO_SHARE = 0.01
 """From this share of exact zeros on a layer is never dithered: dither moves coordinates that have
 no gradient, and Adam would scale that to full steps (docs/theory.md section 8)."""
+
+_PROBE = 0.5
+"""Octaves by which the step is refined to see how the rate answers."""
+
+SLOPES = (0.2, 1.2)
+"""Limits of that answer: a sample must not turn a small error into a wild change."""
 
 MAX_CHANGE = 1.0
 """Largest change of log2 of a step factor at one update: one odd gradient must not throw it."""
@@ -97,8 +103,7 @@ class Adaptation:
             for layer in buffer.plan.layers:
                 if not self._free[layer] or not 0 < steps[layer] < np.inf:
                     continue
-                values = buffer.span(layer)
-                values = values[:: max(1, len(values) // SAMPLE)]
+                values = _sample(buffer.span(layer))
                 scaled = values.astype(np.float64) / steps[layer]
                 fraction = scaled - np.floor(scaled)
                 seen[layer] = (
@@ -108,7 +113,27 @@ class Adaptation:
                 )
         return seen
 
-    def update(self, histogram: np.ndarray, seen: np.ndarray) -> None:
+    def slopes(self, buffers: list[ExchangeBuffer]) -> np.ndarray:
+        """Bits gained per halving of the step, for each distinct ``bits``, on this rank's sample.
+
+        It is 1 where coordinates spread over many steps and the share of live coordinates where
+        most are zero: without it the controller would take a sparse model for one off its target.
+        """
+        gained, weight = np.zeros((2, len(self._rates)))
+        for buffer in buffers:
+            steps = self.steps(buffer)
+            for layer in buffer.plan.layers:
+                if not 0 < steps[layer] < np.inf:
+                    continue
+                scaled = _sample(buffer.span(layer)) / np.float64(steps[layer])
+                group = self._rate_of_type[self._type_of_layer[layer]]
+                numel = self._layout.layers[layer].numel
+                finer = _sample_entropy(scaled * 2**_PROBE) - _sample_entropy(scaled)
+                gained[group] += numel * finer / _PROBE
+                weight[group] += numel
+        return np.clip(gained / np.maximum(weight, 1), *SLOPES)
+
+    def update(self, histogram: np.ndarray, seen: np.ndarray, slopes: np.ndarray) -> None:
         """Takes the counts of all ranks and sets tables, factors and reconstructions anew."""
         for stage in range(self._stages):
             if histogram[stage].any():
@@ -118,7 +143,7 @@ class Adaptation:
             rates = [mean_entropy(histogram[s, types]) for s in range(self._stages)]
             if np.isfinite(rates).all():
                 rate = np.mean(rates)
-                change = float(np.clip(rate - bits, -MAX_CHANGE, MAX_CHANGE))
+                change = float(np.clip((rate - bits) / slopes[group], -MAX_CHANGE, MAX_CHANGE))
                 self.factors[group] *= 2.0**change
         count, zeros, rounding = seen.T
         known = self._free & (count > 0)
@@ -148,6 +173,17 @@ class Adaptation:
             None if tables is None else Book.from_bytes(bytes.fromhex(tables))
             for tables in state["books"]
         ]
+
+
+def _sample(values: np.ndarray) -> np.ndarray:
+    return values[:: max(1, len(values) // SAMPLE)]
+
+
+def _sample_entropy(scaled: np.ndarray) -> float:
+    """Bits per symbol of the one-stream quantiser at step 1."""
+    # Multiples of the golden ratio are spread evenly over [0, 1) and need no generator.
+    dither = (np.arange(len(scaled)) * 0.6180339887498949) % 1
+    return entropy(np.unique(np.floor(scaled + dither), return_counts=True)[1])
 
 
 def mean_entropy(histogram: np.ndarray) -> float:

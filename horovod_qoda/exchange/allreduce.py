@@ -24,6 +24,5 @@ def allreduce(step: Step, buffer: ExchangeBuffer) -> Steps:
         pairs = gathered.reshape(-1, 2)
         step.sums[index, 0] = (sum(pairs[:, 0]) / count**2, sum(pairs[:, 1]) / count**2)
     step.tally.payload_bytes += buffer.values.nbytes
-    step.tally.raw_layer_bytes += buffer.values.nbytes
     total = yield step.transport.allreduce(step.name(index, 0), buffer.values)
     np.multiply(total, np.float32(1 / count), out=buffer.mean)

@@ -144,7 +144,7 @@ class Exchange:
             self._update(step)
         tally.exchange_s = self._worker.collective_s - tally.exchange_s
         tally.wire_bytes = self.transport.sent_bytes - tally.wire_bytes
-        coded = 8 * (tally.payload_bytes - tally.raw_layer_bytes)
+        rates = [bits / count for bits, count in tally.coded.values() if count]
         record = ExchangeRecord(
             exchange=step.number,
             topology=self._topology_of(step.number),
@@ -152,7 +152,7 @@ class Exchange:
             raw_bytes=self._raw_bytes,
             payload_bytes=tally.payload_bytes,
             wire_bytes=tally.wire_bytes,
-            coded_bits=coded / tally.stage_coordinates if tally.stage_coordinates else float("nan"),
+            coded_bits=float(np.mean(rates)) if rates else float("nan"),
             entropy_bits=tally.entropy_bits,
             encode_s=tally.encode_s,
             decode_s=tally.decode_s,
@@ -257,13 +257,18 @@ class Exchange:
         total = self.transport.allreduce(self.name + ".update", counts).wait()
         if self.transport.rank == 0:
             histogram = total[: step.histogram.size].reshape(step.histogram.shape)
-            self.adaptation.update(histogram, total[step.histogram.size :].reshape(seen.shape))
+            self.adaptation.update(
+                histogram,
+                total[step.histogram.size :].reshape(seen.shape),
+                self.adaptation.slopes(self._buffers),
+            )
         state = self.adaptation.state_dict()
         state = object_of_root(self.transport, self.name + ".update.state", state)
         if self.transport.rank:
             self.adaptation.load_state_dict(state)
         self._capacities.refit()
-        step.tally.entropy_bits = mean_entropy(step.histogram.reshape(-1, 256))
+        rates = [mean_entropy(stage) for stage in step.histogram if stage.any()]
+        step.tally.entropy_bits = float(np.mean(rates)) if rates else float("nan")
 
 
 def _timed(steps: Any, step: Step) -> Any:

@@ -22,9 +22,9 @@ class ExchangeRecord:
     wire_bytes: int
     """Sizes of the tensors handed to Horovod, padding included."""
     coded_bits: float
-    """Payload bits per quantised coordinate (raw layers taken out), mean over the stages used."""
+    """Payload bits of this rank per quantised coordinate, raw layers taken out; mean over stages."""
     entropy_bits: float
-    """Empirical entropy of the same symbols; nan in exchanges that gathered no histogram."""
+    """Empirical entropy of the same symbols; nan in exchanges that took no histogram."""
     encode_s: float
     decode_s: float
     exchange_s: float
@@ -40,8 +40,8 @@ class Tally:
     """Running sums of one exchange, written by the worker and read when it has ended."""
 
     payload_bytes: int = 0
-    raw_layer_bytes: int = 0
-    stage_coordinates: int = 0
+    coded: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """By stage: payload bits without raw layers, and quantised coordinates."""
     wire_bytes: int = 0
     entropy_bits: float = float("nan")
     encode_s: float = 0.0

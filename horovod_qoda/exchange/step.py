@@ -107,8 +107,9 @@ class Step:
         out[framed:capacity] = 0
         raw = rows["quantizer"] == 0
         self.tally.payload_bytes += length
-        self.tally.raw_layer_bytes += 4 * int(rows["numel"][raw].sum())
-        self.tally.stage_coordinates += int(rows["numel"][~raw].sum())
+        bits, count = self.tally.coded.get(stage, (0, 0))
+        bits += 8 * length - 32 * int(rows["numel"][raw].sum())
+        self.tally.coded[stage] = (bits, count + int(rows["numel"][~raw].sum()))
         self.tally.encode_s += time.perf_counter() - begin
         return out[:capacity]
 
