@@ -22,7 +22,7 @@ class ExchangeRecord:
     wire_bytes: int
     """Sizes of the tensors handed to Horovod, padding included."""
     coded_bits: float
-    """Payload bits of this rank per quantised coordinate, raw layers taken out; mean over stages."""
+    """Payload bits of this rank per quantised coordinate, without raw layers; mean over stages."""
     entropy_bits: float
     """Empirical entropy of the same symbols; nan in exchanges that took no histogram."""
     encode_s: float
