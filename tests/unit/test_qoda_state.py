@@ -1,4 +1,4 @@
-"""What QODA keeps: checkpoints, precisions, groups added late, the average, and what it refuses."""
+"""What the optimizers keep: checkpoints, precisions, groups added late, the average."""
 
 from __future__ import annotations
 
@@ -12,44 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from horovod_qoda.qoda import QODA, ExtraAdam, OptimisticAdam
-
-KINDS: dict[str, Any] = {
-    "coupled": lambda params: QODA(params, lr=0.3),
-    "separated": lambda params: QODA(params, lr=0.3, variant="separated", q_hat=0.1),
-    "not ergodic": lambda params: QODA(params, lr=0.3, ergodic=False),
-    "optimistic adam": lambda params: OptimisticAdam(params, lr=0.01),
-    "extra adam": lambda params: ExtraAdam(params, lr=0.01),
-}
-every_kind = pytest.mark.parametrize("kind", KINDS)
-
-
-def make_params(dtype: torch.dtype = torch.float32, seed: int = 3) -> list[torch.nn.Parameter]:
-    generator = torch.Generator().manual_seed(seed)
-    shapes = [(4, 3), (5,), (), (0,), (2, 0, 3), (1,)]
-    return [torch.nn.Parameter(torch.randn(s, generator=generator).to(dtype)) for s in shapes]
-
-
-def advance(optimizer: Any, params: list[torch.nn.Parameter], first: int, last: int) -> None:
-    """Steps `first` to `last` − 1, with gradients that depend on the step's number alone."""
-    for t in range(first, last):
-        for half in range(2 if isinstance(optimizer, ExtraAdam) else 1):
-            generator = torch.Generator().manual_seed(2 * t + half)
-            for param in params:
-                grad = torch.randn(param.shape, generator=generator)
-                param.grad = grad.to(param.dtype)
-            if isinstance(optimizer, ExtraAdam) and half == 0:
-                optimizer.extrapolation()
-        optimizer.step()
-
-
-def values(params: list[torch.nn.Parameter]) -> list[torch.Tensor]:
-    return [param.detach().clone() for param in params]
-
-
-def assert_same(left: list[torch.Tensor], right: list[torch.Tensor]) -> None:
-    for a, b in zip(left, right, strict=True):
-        assert a.dtype == b.dtype and torch.equal(a, b)
+from horovod_qoda.qoda import QODA
+from tests.optimizers import KINDS, advance, assert_same, every_kind, make_params, values
 
 
 @every_kind
@@ -298,100 +262,6 @@ def test_received_sums_serve_one_step() -> None:
     p.grad = 3 * torch.ones(1, dtype=torch.float64)
     optimizer.step()  # own difference from the last gradient: 3 − 1
     assert optimizer.rates()[0] == pytest.approx((1 + 99 + 4) ** -0.5)
-
-
-@every_kind
-def test_sparse_gradients_are_refused(kind: str) -> None:
-    embedding = torch.nn.Embedding(4, 2, sparse=True)
-    optimizer = KINDS[kind](embedding.parameters())
-    embedding(torch.tensor([1])).sum().backward()
-    before = values(list(embedding.parameters()))
-    with pytest.raises(RuntimeError, match="sparse gradient.*sparse_as_dense"):
-        optimizer.extrapolation() if kind == "extra adam" else optimizer.step()
-    assert_same(values(list(embedding.parameters())), before)
-
-
-@pytest.mark.parametrize(
-    ("settings", "name"),
-    [
-        ({"lr": -1.0}, "lr"),
-        ({"lr": float("nan")}, "lr"),
-        ({"lr": True}, "lr"),
-        ({"lr": "1"}, "lr"),
-        ({"variant": "Coupled"}, "variant"),
-        ({"q_hat": 0.0}, "q_hat"),
-        ({"q_hat": 0.26}, "q_hat"),
-    ],
-)
-def test_bad_settings_are_named(settings: dict[str, Any], name: str) -> None:
-    with pytest.raises(ValueError, match=name):
-        QODA(make_params(), **settings)
-
-
-@pytest.mark.parametrize(
-    ("settings", "name"),
-    [({"lr": -1.0}, "lr"), ({"betas": (0.5, 1.0)}, "betas"), ({"eps": -1e-8}, "eps")],
-)
-@pytest.mark.parametrize("cls", [OptimisticAdam, ExtraAdam])
-def test_bad_adam_settings_are_named(cls: Any, settings: dict[str, Any], name: str) -> None:
-    with pytest.raises(ValueError, match=name):
-        cls(make_params(), **settings)
-
-
-def test_groups_must_agree_on_what_steers_sums() -> None:
-    a, b = make_params()[:2]
-    for name, value in (("variant", "separated"), ("q_hat", 0.1), ("ergodic", False)):
-        with pytest.raises(ValueError, match=f"{name} must be the same in all groups"):
-            QODA([{"params": [a]}, {"params": [b], name: value}])
-
-
-def test_a_refused_group_leaves_the_optimizer_as_it_was() -> None:
-    a, b = make_params()[:2]
-    optimizer = QODA([a])
-    with pytest.raises(ValueError):
-        optimizer.add_param_group({"params": [b], "lr": -1.0})
-    assert len(optimizer.param_groups) == 1 and len(optimizer.state) == 1
-
-
-def test_complex_and_integer_parameters_are_refused() -> None:
-    with pytest.raises(ValueError, match="real floating-point"):
-        QODA([torch.zeros(2, dtype=torch.complex64, requires_grad=True)])
-    with pytest.raises(ValueError, match="real floating-point"):
-        OptimisticAdam([torch.zeros(2, dtype=torch.int64)])
-
-
-def test_negative_sums_are_refused() -> None:
-    optimizer = QODA(make_params())
-    with pytest.raises(ValueError, match="sum_sq_diff"):
-        optimizer.receive_sums(1.0, -1.0)
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ("separated", "expects state"),
-        ("not ergodic", "expects state"),
-        ("optimistic adam", "another optimizer"),
-    ],
-)
-def test_foreign_checkpoints_are_refused(source: str, message: str) -> None:
-    saved = KINDS[source](make_params()).state_dict()
-    for group in saved["param_groups"]:
-        if source != "optimistic adam":
-            group["variant"], group["ergodic"] = "coupled", True
-    params = make_params()
-    optimizer = QODA(params)
-    with pytest.raises(ValueError, match=message):
-        optimizer.load_state_dict(saved)
-    advance(optimizer, params, 0, 1)
-
-
-def test_checkpoint_of_other_shapes_is_refused() -> None:
-    saved = QODA([torch.zeros(3, requires_grad=True)]).state_dict()
-    with pytest.raises(ValueError, match="shape"):
-        QODA([torch.zeros(2, requires_grad=True)]).load_state_dict(saved)
-    with pytest.raises(ValueError, match="parameters per group"):
-        QODA(make_params()).load_state_dict(saved)
 
 
 def test_the_package_imports_neither_horovod_nor_mpi() -> None:
