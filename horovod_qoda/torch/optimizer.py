@@ -98,6 +98,8 @@ def DistributedOptimizer(
         warnings.warn(
             "num_groups was replaced by groups in Horovod", DeprecationWarning, stacklevel=2
         )
+    # Stock Horovod forgets what an optimizer that has stepped or loaded a checkpoint holds.
+    state = optimizer.state_dict() if optimizer.state else None
     body = {**_stock, **_replacements}
     cls = type(type(optimizer).__name__, (type(optimizer),), body)
     wrapped = cls(
@@ -111,10 +113,10 @@ def DistributedOptimizer(
         sparse_as_dense,
         process_set,
     )
-    if optimizer.state:
-        torch.optim.Optimizer.load_state_dict(wrapped, optimizer.state_dict())
     if process_set.included():
         _attach(wrapped, compression, overlap, replica_check_steps)
+    if state is not None:
+        wrapped.load_state_dict(state)
     return wrapped
 
 
