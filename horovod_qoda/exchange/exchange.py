@@ -75,6 +75,8 @@ class Exchange:
         self.number = 0
         self.aux = 0.0
         self._optimizer = optimizer
+        # Seed and optimizer of the random numbers: a run that resumes goes on with its own.
+        self._stream = settings.seed | (optimizer & 0xFFF) << 52
         stages = 2 if self.topology == "scatter_reduce" else 1
         self.adaptation = Adaptation(layout, stages)
         parts = transport.size if self.topology == "scatter_reduce" else 1
@@ -170,7 +172,7 @@ class Exchange:
         """Exchange number and what has been adapted: numbers and lists, equal on all ranks."""
         return {
             "exchange": self.number,
-            "seed": self.settings.seed,
+            "stream": self._stream,
             "adaptation": self.adaptation.state_dict(),
         }
 
@@ -178,6 +180,7 @@ class Exchange:
         """Raises ValueError where the state is of another model or of other settings."""
         self.adaptation.load_state_dict(state["adaptation"])
         self.number = int(state["exchange"])
+        self._stream = int(state["stream"])
         self._agreed = False
 
     def local_state_dict(self) -> dict[str, Any]:
@@ -220,7 +223,7 @@ class Exchange:
         step = Step(
             number=self.number,
             optimizer=self._optimizer,
-            key=self.settings.seed | (self._optimizer & 0xFFF) << 52,
+            key=self._stream,
             layout=self.layout,
             transport=self.transport,
             adaptation=self.adaptation,
