@@ -11,9 +11,9 @@ initialisation is therefore part of the method:
 
 - hidden layers: He et al. (arXiv 1502.01852). PyTorch's own default is √6 smaller a layer; the
   latent vector then hardly reaches the pixels, and the generator settles on the mean image.
-- last layer of the dense generator: scaled by OUTPUT_GAIN and smoothed over SMOOTH_PIXELS. What a
-  dense critic has almost no slope against, pixel noise first of all, stays as it was at the start,
-  so the start must not have any.
+- last layer of the generator: scaled by OUTPUT_GAIN, and in the dense one smoothed over
+  SMOOTH_PIXELS. What a dense critic has almost no slope against, pixel noise first of all, stays as
+  it was at the start, so the start must not have any.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LATENT = 64
 # Two hidden layers of 1,024 for each player give 3.8 million parameters together.
 WIDTH = 1024
 
-# Pixels of the untrained generator have a standard deviation near 0.4: enough variety to start from
+# Pixels of the untrained generator have a standard deviation near 0.35: enough variety to start from
 # (at 0.1 the generator passes through the mean image for hundreds of steps), not saturated (at 1.0
 # the blobs of the start are still there after 500 steps).
 OUTPUT_GAIN = 0.4
@@ -83,6 +83,7 @@ def _dense() -> tuple[nn.Module, nn.Module]:
 
 
 def _convolutional() -> tuple[nn.Module, nn.Module]:
+    output = nn.Conv2d(64, 1, 5, padding=2)
     generator = nn.Sequential(
         nn.Linear(LATENT, 128 * 7 * 7),
         nn.Unflatten(1, (128, 7, 7)),
@@ -93,7 +94,7 @@ def _convolutional() -> tuple[nn.Module, nn.Module]:
         nn.GroupNorm(1, 64),
         nn.ReLU(),
         nn.Upsample(scale_factor=2),
-        nn.Conv2d(64, 1, 5, padding=2),
+        output,
         nn.Flatten(),
         nn.Tanh(),
     )
@@ -108,6 +109,8 @@ def _convolutional() -> tuple[nn.Module, nn.Module]:
     )
     _he(generator)
     _he(critic)
+    with torch.no_grad():
+        output.weight.mul_(OUTPUT_GAIN)
     return generator, critic
 
 
