@@ -1,0 +1,242 @@
+"""Payloads on the host to the sum of their values on the device.
+
+A payload's frame, checksums and meta part are checked by the native code before anything is
+written; streams, escapes and symbols are checked by the kernels as they decode them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+import horovod_qoda.native._codec as _codec
+from horovod_qoda.coding.payload import DITHERED, Header, PayloadError
+from horovod_qoda.coding.tables import Book
+from horovod_qoda.kernels import fields as f
+from horovod_qoda.kernels.coder import EXACT, ONE_WARP, Coder, LevelTables, call_words
+from horovod_qoda.kernels.dequantize import spread_escapes, sum_tiles
+from horovod_qoda.kernels.geometry import GROUPS, Geometry
+from horovod_qoda.kernels.rans import decode_streams, fill_slots
+from horovod_qoda.kernels.tables import certain_code
+
+TILE = 1024
+MOST_TAIL = 1024
+SLOT_WIDTH = 32
+
+TOGETHER = 4
+"""Payloads decoded side by side: a stream is one warp, and 64 MB of gradients have 256 of them, too
+few for a large device. Each takes 5 bytes a coordinate of device memory."""
+
+Unpacked = dict[str, Any]
+
+
+def decode_sum(
+    coder: Coder,
+    payloads: Sequence[npt.NDArray[np.uint8]],
+    segments: npt.NDArray[np.void],
+    out: torch.Tensor,
+    *,
+    expect: Sequence[Header],
+    book: Book | None,
+    levels: Sequence[npt.ArrayLike],
+    add: bool,
+    scale: float,
+    stream: Any | None,
+) -> list[Header]:
+    """See `horovod_qoda.kernels.decode_sum`."""
+    coder.check_values("out", out)
+    if not payloads or len(payloads) != len(expect):
+        raise ValueError("as many expected headers as payloads are needed, and at least one")
+    level_tables = coder.levels(levels)
+    geometry = coder.geometry(segments, out.numel(), level_tables)
+    tables = None if book is None else book.tables
+    book_hash = expect[0].book_hash if book is None else book.hash
+    unpacked = [
+        _codec.unpack(
+            payload, segments, out.numel(), header.as_tuple(), tables, book_hash,
+            [list(sequence) for sequence in level_tables.sequences],
+        )
+        for payload, header in zip(payloads, expect, strict=True)
+    ]  # fmt: skip
+    found = [
+        _jobs(geometry, part, payload) for part, payload in zip(unpacked, payloads, strict=True)
+    ]
+    headers = [Header(*part["header"]) for part in unpacked]
+    with coder.memory.side_stream(stream):
+        for first in range(0, len(payloads), TOGETHER):
+            some = slice(first, first + TOGETHER)
+            _decode_some(
+                coder, geometry, level_tables, payloads[some], unpacked[some], found[some],
+                headers[some], segments, out, add or first > 0, scale,
+            )  # fmt: skip
+    return headers
+
+
+def _jobs(
+    geometry: Geometry, part: Unpacked, payload: npt.NDArray[np.uint8]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(int64 [n_blocks, JOB], [n_pieces, SOURCE]) with positions inside this payload.
+
+    Raises:
+        PayloadError: lengths that cannot be.
+    """
+    code_at, n = geometry.symbols_of(part["kinds"])
+    slot = geometry.block_type
+    length, info = part["length"].astype(np.int64), part["info"].astype(np.int64)
+    shift = part["shift"].astype(np.int64)[slot]
+    certain = np.array([certain_code(freq) for freq in part["freq"]], np.int64)
+    certain = np.where(part["shift"] == 0, certain, 0)[slot]
+    plain = info == 1 << 31
+    empty = (n == 0) | (certain != 0)
+    escapes = np.where(plain, 0, info & 0x1FFFF)
+    tail = np.where(plain, 0, info >> 17)
+    stream = ~empty & ~plain
+    low_at = 128 + (escapes + 3) // 4 * 4
+    wrong = empty & ((length != 0) | (info != 0))
+    wrong |= plain & ~empty & (length != 4 * n)
+    wrong |= stream & ((escapes > n) | (tail > np.minimum(n, MOST_TAIL)) | (length % 2 != 0))
+    wrong |= stream & (length < low_at + (n * shift + 15) // 16 * 2)
+    if wrong.any():
+        raise PayloadError(f"block {np.flatnonzero(wrong)[0]}: malformed, or too short")
+    jobs = np.zeros((geometry.n_blocks, f.JOB.value), np.int64)
+    jobs[:, f.BYTE_AT.value] = part["block_at"]
+    jobs[:, f.SYMBOLS.value] = n
+    jobs[:, f.SYMBOL_AT.value] = geometry.block_at[:-1]
+    jobs[:, f.ESCAPES.value] = escapes
+    jobs[:, f.TAIL.value] = tail
+    jobs[:, f.LENGTH.value] = length
+    jobs[:, f.SHIFT.value] = shift
+    jobs[:, f.TABLE.value] = np.where(certain != 0, certain, slot)
+    mode = np.where(plain, f.PLAIN.value, f.STREAM.value)
+    mode = np.where(certain != 0, f.CERTAIN.value, mode)
+    jobs[:, f.MODE.value] = np.where(n == 0, f.EMPTY.value, mode)
+    sources = np.zeros((len(geometry.pieces), f.SOURCE.value), np.int64)
+    sources[:, f.CODE_AT.value] = code_at
+    sent = stream & (shift > 0)
+    if sent.any():
+        _find_low_bits(geometry, payload, jobs, low_at, sent, code_at, sources)
+    return jobs, sources
+
+
+def _find_low_bits(
+    geometry: Geometry,
+    payload: npt.NDArray[np.uint8],
+    jobs: np.ndarray,
+    low_at: np.ndarray,
+    sent: np.ndarray,
+    code_at: np.ndarray,
+    sources: np.ndarray,
+) -> None:
+    """Where pieces have their low bits: behind the escape floats, one for each zero byte."""
+    low_at = low_at + jobs[:, f.BYTE_AT.value]
+    for block in np.flatnonzero(sent):
+        first = int(jobs[block, f.BYTE_AT.value]) + 128
+        floats = int((payload[first : first + jobs[block, f.ESCAPES.value]] == 0).sum())
+        low_at[block] += 4 * floats
+    coded = np.flatnonzero(code_at >= 0)
+    coded = coded[sent[geometry.piece_block[coded]]]
+    block = geometry.piece_block[coded]
+    shift = jobs[block, f.SHIFT.value]
+    inside = code_at[coded] - geometry.block_at[block]
+    sources[coded, f.LOW_BIT_AT.value] = 8 * low_at[block] + inside * shift
+    sources[coded, f.LOW_BITS.value] = shift
+
+
+def _decode_some(
+    coder: Coder,
+    geometry: Geometry,
+    levels: LevelTables,
+    payloads: Sequence[npt.NDArray[np.uint8]],
+    unpacked: Sequence[Unpacked],
+    found: Sequence[tuple[np.ndarray, np.ndarray]],
+    headers: Sequence[Header],
+    segments: np.ndarray,
+    out: torch.Tensor,
+    add: bool,
+    scale: float,
+) -> None:
+    memory, count = coder.memory, len(payloads)
+    n, n_blocks = int(geometry.block_at[-1]), geometry.n_blocks
+    starts, data = _send(coder, payloads, unpacked)
+    n_types = len(geometry.types)
+    jobs = np.stack([jobs for jobs, _ in found])
+    sources = np.stack([sources for _, sources in found])
+    raw_at = np.stack([part["raw_at"] for part in unpacked])
+    for p, start in enumerate(starts):
+        jobs[p, :, f.BYTE_AT.value] += start
+        jobs[p, :, f.SYMBOL_AT.value] += p * n
+        stream = jobs[p, :, f.MODE.value] == f.STREAM.value
+        jobs[p, stream, f.TABLE.value] += p * n_types
+        coded = sources[p, :, f.CODE_AT.value] >= 0
+        sources[p, coded, f.CODE_AT.value] += p * n
+        sources[p, :, f.LOW_BIT_AT.value] += 8 * start
+        raw_at[p] += start
+    sides = np.stack([np.append(part["sides"], np.float32(0)) for part in unpacked])
+    there = memory.upload(
+        "decode",
+        {
+            "jobs": jobs,
+            "sources": sources,
+            "raw_at": raw_at // 4,
+            "kinds": np.stack([part["kinds"] for part in unpacked]).astype(np.int32),
+            "steps": np.stack([part["steps"] for part in unpacked]),
+            "sides": sides.astype(np.float32),
+            "dithered": (segments["reconstruction"] == DITHERED).astype(np.int32),
+            "calls": np.stack([call_words(header) for header in headers]),
+            "freq": np.stack([part["freq"] for part in unpacked]).astype(np.int32),
+        },
+    )
+    codes = memory.buffer("decoded", max(count * n, 1), torch.uint8)
+    exact = memory.buffer("decoded_exact", max(count * n, 1), torch.float32)
+    error = memory.buffer("error", count, torch.int32)
+    error.zero_()
+    if n_blocks:
+        slots = memory.buffer("slots", count * n_types * 4096, torch.int32)
+        fill_slots[(count * n_types, 4096 // SLOT_WIDTH)](
+            there["freq"], slots, WIDTH=SLOT_WIDTH, num_warps=4
+        )
+        decode_streams[(count * n_blocks,)](
+            data, data.view(torch.int16), data.view(torch.int32), there["jobs"], slots, codes,
+            error, n_blocks, **ONE_WARP,
+        )  # fmt: skip
+        spread_escapes[(count * n_blocks,)](
+            data, data.view(torch.int32), there["jobs"], codes, exact, error, n_blocks,
+            TILE=TILE, num_warps=4,
+        )  # fmt: skip
+    for q in geometry.tiles:
+        tile_piece = geometry.device[f"tile_piece{q}"]
+        sum_tiles[(tile_piece.numel(),)](
+            out, codes, exact, data, data.view(torch.float32), tile_piece,
+            geometry.device[f"tile_start{q}"], geometry.device["pieces"], there["sources"],
+            there["kinds"], there["steps"], there["raw_at"], there["dithered"], there["sides"],
+            there["calls"], levels.values, levels.counts, error, float(scale),
+            count, len(geometry.pieces), len(segments), sides.shape[1],
+            QUANTIZER=q, ADD=add, GROUPS=GROUPS, num_warps=4, **EXACT,
+        )  # fmt: skip
+    bad = memory.download("error", error)
+    memory.wait()
+    if bad.any():
+        raise PayloadError(
+            f"payload of rank {headers[int(np.flatnonzero(bad)[0])].rank}: a malformed stream, an "
+            "escape that is not finite, or a symbol beyond its levels"
+        )
+
+
+def _send(
+    coder: Coder, payloads: Sequence[npt.NDArray[np.uint8]], unpacked: Sequence[Unpacked]
+) -> tuple[list[int], torch.Tensor]:
+    """(byte at which each payload starts, all of them on the device), through pinned staging."""
+    lengths = [int(_codec.peek(payload)[1]) for payload in payloads]
+    room = [-(-length // 16) * 16 for length in lengths]
+    starts = [sum(room[:p]) for p in range(len(room))]
+    host = coder.memory.staging("payloads", sum(room))
+    view = host.numpy()
+    for payload, start, length in zip(payloads, starts, lengths, strict=True):
+        view[start : start + length] = payload[:length]
+    there = coder.memory.buffer("payloads", sum(room), torch.uint8)
+    there.copy_(host, non_blocking=True)
+    return starts, there

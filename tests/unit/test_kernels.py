@@ -1,0 +1,314 @@
+"""The Triton codec against the CPU's bytes and values: in Triton's interpreter, or on a device.
+
+Each case goes both ways: the kernels' payload must be the CPU's byte for byte, and what the kernels
+decode from it must be what the CPU decodes. The NumPy reference checks the same bytes once more.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+pytest.importorskip("triton", reason="Triton is not installed: pip install horovod-qoda[gpu]")
+
+from horovod_qoda import coding  # noqa: E402
+from horovod_qoda.coding import SEGMENT, Book, Header, PayloadError  # noqa: E402
+from horovod_qoda.kernels import Coder, copy_stats, decode, decode_sum, encode  # noqa: E402
+from horovod_qoda.quantization import exponential, uniform  # noqa: E402
+from tests import reference  # noqa: E402
+
+HEADER = Header(0xABCDEF, (5 << 32) + 9, 3, 1, 2, (7 << 52) | (3 << 32) | 0x9FFFFFFF)
+
+
+def devices():
+    on_gpu = torch.cuda.is_available()
+    why = "a CUDA device is there, so Triton's interpreter is off"
+    yield pytest.param("cpu", marks=pytest.mark.skipif(on_gpu, reason=why), id="interpreter")
+    yield pytest.param("cuda", marks=pytest.mark.gpu)
+
+
+@pytest.fixture(params=list(devices()), scope="module")
+def coder(request):
+    return Coder(request.param)
+
+
+@pytest.fixture
+def rng(request):
+    seed = int(np.random.SeedSequence().entropy % 2**32)
+    print("seed", seed)
+    return np.random.default_rng(seed)
+
+
+def rows(*specs):
+    """Segments one behind the other with a gap of 3 coordinates, from dicts."""
+    out = np.zeros(len(specs), SEGMENT)
+    at = 3
+    for row, spec in enumerate(specs):
+        out[row]["offset"], out[row]["layer"] = at, 5 * row
+        for name, value in spec.items():
+            out[row][name] = value
+        at += int(out[row]["numel"]) + 3
+    return out, at
+
+
+def poison(coder):
+    """Nothing of the calls before may show through."""
+    for buffer in coder.memory.every():
+        buffer.view(torch.uint8).fill_(0xA5)
+
+
+def by_cpu(values, segments, header=HEADER, **settings):
+    out = np.empty(coding.max_payload_bytes(segments), np.uint8)
+    return out[: coding.encode(values, segments, header, out, **settings)]
+
+
+def by_kernels(coder, values, segments, header=HEADER, **settings):
+    poison(coder)
+    out = torch.full((coding.max_payload_bytes(segments),), 0x5A, dtype=torch.uint8)
+    there = torch.from_numpy(values).to(coder.device)
+    length = encode(there, segments, header, out, coder=coder, **settings)
+    return out.numpy()[:length]
+
+
+def decoded_by_kernels(coder, payloads, segments, before, headers, **settings):
+    poison(coder)
+    out = torch.from_numpy(before).to(coder.device)
+    decode_sum(payloads, segments, out, expect=headers, coder=coder, **settings)
+    return out.cpu().numpy()
+
+
+def check_both_ways(coder, rng, values, segments, header=HEADER, **settings):
+    """Bytes of encode and values of decode; returns the payload."""
+    expected = by_cpu(values, segments, header, **settings)
+    made = by_kernels(coder, values, segments, header, **settings)
+    np.testing.assert_array_equal(made, expected)
+    settings.pop("histogram", None)
+    before = rng.standard_normal(len(values)).astype(np.float32)
+    out = before.copy()
+    coding.decode(expected, segments, out, expect=header, **settings)
+    found = decoded_by_kernels(coder, [expected], segments, before, [header], **settings)
+    np.testing.assert_array_equal(found, out)
+    same_bits = found.view(np.uint32) == out.view(np.uint32)
+    assert (same_bits | np.isnan(out)).all()
+    return expected
+
+
+def test_one_stream_with_both_reconstructions_equals_cpu_and_reference(coder, rng):
+    segments, n = rows(
+        {"numel": 700, "quantizer": 1, "step": 0.4, "index": 2048},
+        {"numel": 131, "quantizer": 1, "step": 0.21, "reconstruction": 1},
+        {"numel": 40, "quantizer": 1, "step": 0.0},
+        {"numel": 1, "quantizer": 1, "step": 3.0},
+    )
+    values = rng.standard_normal(n).astype(np.float32)
+    values[10:15] = [0.0, -0.0, 1e-42, -1e-42, 1e-38]
+    payload = check_both_ways(coder, rng, values, segments)
+    assert bytes(payload) == reference.encode(values, segments, HEADER)
+
+
+def test_escapes_small_and_large_keep_their_order(coder, rng):
+    segments, n = rows(
+        {"numel": 900, "quantizer": 1, "step": 1.0},
+        {"numel": 300, "quantizer": 1, "step": 0.7, "reconstruction": 1},
+    )
+    values = rng.standard_normal(n).astype(np.float32)
+    rare = rng.choice(n, 40, replace=False)
+    values[rare] *= np.float32(10.0) ** rng.uniform(1, 12, 40).astype(np.float32)
+    payload = check_both_ways(coder, rng, values, segments)
+    info = coding_info(payload)
+    assert info[0] & 0x1FFFF > 5, "the case has no escapes"
+
+
+def test_low_bits_travel_apart_at_high_rates(coder, rng):
+    segments, n = rows(
+        {"numel": 600, "quantizer": 1, "step": 0.004},
+        {"numel": 205, "quantizer": 1, "step": 0.004, "reconstruction": 1},
+    )
+    values = rng.standard_normal(n).astype(np.float32)
+    values[5] = 1e6
+    payload = check_both_ways(coder, rng, values, segments)
+    tables = 112 + 8 * len(segments)
+    assert payload[tables] >> 4 in (2, 4), "the case has no low bits"
+
+
+def test_block_that_coding_would_lengthen_is_plain(coder, rng):
+    segments, n = rows({"numel": 30, "quantizer": 1, "step": 1e-3})
+    values = (rng.standard_normal(n) * 1e4).astype(np.float32)
+    payload = check_both_ways(coder, rng, values, segments)
+    assert coding_info(payload)[0] == 1 << 31
+
+
+def test_certain_tables_make_empty_blocks(coder, rng):
+    segments, n = rows({"numel": 500, "quantizer": 1, "step": 1e9, "type": 1})
+    values = np.zeros(n, np.float32)
+    payload = check_both_ways(coder, rng, values, segments)
+    assert coding_info(payload)[0] == 0
+
+
+def test_kinds_that_carry_no_symbols(coder, rng):
+    segments, n = rows(
+        {"numel": 70, "quantizer": 0},
+        {"numel": 300, "quantizer": 1, "step": 0.5},
+        {"numel": 50, "quantizer": 1, "step": 0.5, "nonfinite": 1},
+        {"numel": 64, "quantizer": 1, "step": 1e-40},
+        {"numel": 20, "quantizer": 2, "levels": 0, "bucket": 16},
+        {"numel": 9, "quantizer": 0, "nonfinite": 1},
+    )
+    values = rng.standard_normal(n).astype(np.float32)
+    values[int(segments["offset"][2])] = np.nan
+    values[int(segments["offset"][4]) :][:20] = 0
+    check_both_ways(coder, rng, values, segments, levels=[uniform(3)])
+
+
+@pytest.mark.parametrize("norm", [0, 1])
+def test_levels_with_bucket_norms(coder, rng, norm):
+    segments, n = rows(
+        {"numel": 330, "quantizer": 2, "levels": 1, "bucket": 128, "norm": norm},
+        {"numel": 150, "quantizer": 2, "levels": 0, "bucket": 0, "norm": norm, "type": 1},
+    )
+    values = rng.standard_normal(n).astype(np.float32)
+    values[3 : 3 + 128] = 0
+    payload = check_both_ways(coder, rng, values, segments, levels=[uniform(1), exponential(4)])
+    assert bytes(payload) == reference.encode(
+        values, segments, HEADER, levels=[uniform(1), exponential(4)]
+    )
+
+
+def test_max_min(coder, rng):
+    segments, n = rows(
+        {"numel": 400, "quantizer": 3, "levels": 0, "bucket": 64},
+        {"numel": 100, "quantizer": 3, "levels": 0, "bucket": 0},
+    )
+    values = rng.standard_normal(n).astype(np.float32)
+    values[3 : 3 + 64] = 0.25
+    check_both_ways(coder, rng, values, segments, levels=[uniform(2)])
+
+
+def test_agreed_tables_and_histogram(coder, rng):
+    segments, n = rows(
+        {"numel": 300, "quantizer": 1, "step": 0.5},
+        {"numel": 150, "quantizer": 1, "step": 0.02, "type": 1},
+    )
+    values = rng.standard_normal(n).astype(np.float32)
+    values[20] = 1e5
+    counts = np.zeros((2, 256), np.int64)
+    by_cpu(values, segments, histogram=counts)
+    book = Book.from_histogram(counts)
+    found = np.zeros((2, 256), np.int64)
+    made = by_kernels(coder, values, segments, book=book, histogram=found)
+    np.testing.assert_array_equal(found, counts)
+    np.testing.assert_array_equal(made, by_cpu(values, segments, book=book))
+    out = np.zeros(n, np.float32)
+    coding.decode(made, segments, out, expect=HEADER, book=book)
+    there = decoded_by_kernels(
+        coder, [made], segments, np.zeros(n, np.float32), [HEADER], book=book
+    )
+    np.testing.assert_array_equal(there, out)
+
+
+def test_sum_of_payloads_of_different_kinds(coder, rng):
+    segments, n = rows(
+        {"numel": 90, "quantizer": 1, "step": 0.5, "reconstruction": 1},
+        {"numel": 40, "quantizer": 1, "step": 0.5},
+        {"numel": 30, "quantizer": 0},
+    )
+    payloads, headers = [], []
+    for rank in range(5):
+        mine = segments.copy()
+        mine["step"] = [0.3 + 0.1 * rank, 0.0 if rank in (0, 2) else 0.6, 0]
+        values = rng.standard_normal(n).astype(np.float32)
+        values[-10] = -0.0
+        header = Header(1, 2, rank, 0, 0, rank << 32 | 77)
+        payloads.append(by_cpu(values, mine, header))
+        headers.append(header)
+    for add in (False, True):
+        before = rng.standard_normal(n).astype(np.float32)
+        out = before.copy()
+        settings = {"add": add, "scale": 0.2}
+        coding.decode_sum(payloads, segments, out, expect=headers, **settings)
+        found = decoded_by_kernels(coder, payloads, segments, before, headers, **settings)
+        np.testing.assert_array_equal(found.view(np.uint32), out.view(np.uint32))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_statistics_equal_the_cpus(coder, rng, dtype):
+    tensors, copies, expected = [], [], []
+    for n in (1, 15, 1000, 333):
+        x = torch.from_numpy(rng.standard_normal(n).astype(np.float32)).to(getattr(torch, dtype))
+        if n == 333:
+            x[7] = float("inf")
+        tensors.append(x.to(coder.device))
+        copies.append(torch.full((n,), 7.0, device=coder.device))
+        expected.append(coding.copy_stats(x.float().numpy()))
+    found = copy_stats(tensors, copies, coder=coder)
+    assert found[:3] == expected[:3]
+    assert [finite for _, finite in found] == [True, True, True, False]
+    for x, y in zip(tensors, copies, strict=True):
+        assert torch.equal(x.float(), y)
+
+
+def test_values_that_are_not_finite_are_refused(coder, rng):
+    for quantizer, settings in ((1, {}), (2, {"levels": [uniform(3)]})):
+        segments, n = rows({"numel": 90, "quantizer": quantizer, "step": 0.5, "bucket": 16})
+        values = rng.standard_normal(n).astype(np.float32)
+        values[40] = np.inf
+        with pytest.raises(ValueError, match="segment 0"):
+            by_kernels(coder, values, segments, **settings)
+
+
+def test_malformed_streams_are_refused(coder, rng):
+    """Bytes changed and checksums made right again: only the kernels can notice."""
+    segments, n = rows({"numel": 260, "quantizer": 1, "step": 0.5})
+    values = rng.standard_normal(n).astype(np.float32)
+    good = by_cpu(values, segments)
+    start = int(np.frombuffer(good[104:108].tobytes(), "<u4")[0])
+    refused = 0
+    for at in rng.integers(start, len(good), 4):
+        bad = good.copy()
+        bad[at] ^= 1 << rng.integers(8)
+        restamp(bad)
+        found = outcome(lambda out, bad=bad: coding.decode(bad, segments, out, expect=HEADER), n)
+        there = outcome(
+            lambda out, bad=bad: decode(
+                bad, segments, torch.from_numpy(out).to(coder.device), expect=HEADER, coder=coder
+            ),
+            n,
+        )
+        assert found == there
+        refused += there
+    assert refused, "no change was noticed"
+    with pytest.raises(PayloadError, match="checksum"):
+        bad = good.copy()
+        bad[-1] ^= 1
+        decode(bad, segments, torch.zeros(n, device=coder.device), expect=HEADER, coder=coder)
+
+
+def outcome(call, n):
+    try:
+        call(np.zeros(n, np.float32))
+    except PayloadError:
+        return True
+    return False
+
+
+def restamp(payload):
+    """Makes the checksums of a payload with one block right again."""
+    start = int(np.frombuffer(payload[104:108].tobytes(), "<u4")[0])
+    crc = reference.crc32c(payload[start:].tobytes())
+    payload[start - 4 : start] = np.frombuffer(np.uint32(crc).tobytes(), np.uint8)
+    crc = reference.crc32c(payload[:108].tobytes())
+    crc = reference.crc32c(payload[112:start].tobytes(), crc)
+    payload[108:112] = np.frombuffer(np.uint32(crc).tobytes(), np.uint8)
+
+
+def coding_info(payload):
+    """Info fields of a payload's blocks."""
+    n_blocks = int(np.frombuffer(payload[72:76].tobytes(), "<u4")[0])
+    start = int(np.frombuffer(payload[104:108].tobytes(), "<u4")[0])
+    table = np.frombuffer(payload[start - 12 * n_blocks : start].tobytes(), "<u4")
+    return table.reshape(-1, 3)[:, 1]
