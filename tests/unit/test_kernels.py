@@ -288,6 +288,74 @@ def test_malformed_streams_are_refused(coder, rng):
         decode(bad, segments, torch.zeros(n, device=coder.device), expect=HEADER, coder=coder)
 
 
+@pytest.mark.gpu
+def test_many_blocks_types_and_sizes_on_a_device(rng):
+    coder = Coder("cuda")
+    segments, n = rows(
+        {"numel": 700_001, "quantizer": 1, "step": 0.4},
+        {"numel": 1000, "quantizer": 1, "step": 0.3, "reconstruction": 1},
+        {"numel": 300_000, "quantizer": 1, "step": 1.3, "reconstruction": 1},
+        {"numel": 131_072, "quantizer": 2, "levels": 0, "bucket": 1024, "type": 1},
+        {"numel": 70_003, "quantizer": 2, "levels": 1, "bucket": 0, "norm": 1, "type": 1},
+        {"numel": 99_999, "quantizer": 3, "levels": 0, "bucket": 64, "type": 2},
+        {"numel": 80_000, "quantizer": 1, "step": 1e-4, "type": 3},
+        {"numel": 70_000, "quantizer": 0},
+    )
+    values = rng.standard_normal(n).astype(np.float32)
+    values[rng.choice(n, 500, replace=False)] *= 1e4
+    check_both_ways(coder, rng, values, segments, levels=[uniform(3), exponential(6)])
+
+
+@pytest.mark.gpu
+def test_work_queued_before_and_after_is_waited_for(rng):
+    coder = Coder("cuda")
+    segments, n = rows({"numel": 200_000, "quantizer": 1, "step": 0.5})
+    host = rng.standard_normal(n).astype(np.float32)
+    there = torch.from_numpy(host).to("cuda")
+    out = torch.empty(coding.max_payload_bytes(segments), dtype=torch.uint8, pin_memory=True)
+    torch.cuda._sleep(200_000_000)
+    twice = there * 2
+    length = encode(twice, segments, HEADER, out, coder=coder)
+    payload = by_cpu(host * np.float32(2), segments)
+    np.testing.assert_array_equal(out.numpy()[:length], payload)
+    target = torch.full((n,), 5.0, device="cuda")
+    decode(payload, segments, target, expect=HEADER, coder=coder)
+    after = (target + 1).cpu().numpy()
+    expected = np.full(n, 5.0, np.float32)
+    coding.decode(payload, segments, expected, expect=HEADER)
+    np.testing.assert_array_equal(after, expected + np.float32(1))
+
+
+@pytest.mark.gpu
+def test_nothing_is_allocated_after_warm_up(rng):
+    coder = Coder("cuda")
+    segments, n = rows({"numel": 200_000, "quantizer": 1, "step": 0.5})
+    values = torch.randn(n, device="cuda")
+    out = torch.empty(coding.max_payload_bytes(segments), dtype=torch.uint8, pin_memory=True)
+    target = torch.empty(n, device="cuda")
+
+    def step():
+        length = encode(values, segments, HEADER, out, coder=coder)
+        decode(out[:length], segments, target, expect=HEADER, coder=coder)
+
+    step()
+    before = torch.cuda.memory_stats()["allocation.all.allocated"]
+    step()
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
+
+
+def test_buffers_are_reused(coder, rng):
+    segments, n = rows({"numel": 64, "quantizer": 1, "step": 0.5})
+    values = rng.standard_normal(n).astype(np.float32)
+    before = None
+    for _ in range(2):
+        payload = by_kernels(coder, values, segments)
+        decoded_by_kernels(coder, [payload], segments, np.zeros(n, np.float32), [HEADER])
+        found = [buffer.data_ptr() for buffer in coder.memory.every()]
+        assert before is None or found == before
+        before = found
+
+
 def outcome(call, n):
     try:
         call(np.zeros(n, np.float32))

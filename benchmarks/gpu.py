@@ -1,0 +1,161 @@
+"""The codec for CUDA tensors, stage by stage, against the device's copy bandwidth.
+
+    python benchmarks/gpu.py [--mb 64 256] [--bits 3] [--ranks 4] [--json FILE]
+
+Every kernel's time comes from PyTorch's profiler; whole calls are timed on the host's clock, since
+they wait for the device inside. A stage's bound is the time in which a device-to-device copy moves
+the stage's bytes (each input read once, each output written once); `share` is bound / measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from horovod_qoda import coding, kernels
+from horovod_qoda.coding import SEGMENT, Header
+from horovod_qoda.quantization import step_factor, step_size, uniform
+
+WARM_UP, REPEATS = 3, 15
+LAYER = 4 << 20  # coordinates of a layer: a large matrix of a transformer
+
+
+def median_s(call: Callable[[], object], wait: Callable[[], None]) -> float:
+    for _ in range(WARM_UP):
+        call()
+    wait()
+    times = []
+    for _ in range(REPEATS):
+        begin = time.perf_counter()
+        call()
+        wait()
+        times.append(time.perf_counter() - begin)
+    return float(np.median(times))
+
+
+def kernel_s(call: Callable[[], object]) -> dict[str, float]:
+    """Mean device time in one call, by kernel and by direction of copies."""
+    from torch.profiler import ProfilerActivity, profile
+
+    call()
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as recorded:
+        for _ in range(5):
+            call()
+        torch.cuda.synchronize()
+    return {
+        row.key: row.device_time_total / 1e6 / 5
+        for row in recorded.key_averages()
+        if row.device_time_total > 0 and row.device_type == torch.autograd.DeviceType.CUDA
+    }
+
+
+def layers(n: int, quantizer: int, values: torch.Tensor, bits: float) -> np.ndarray:
+    """Layers of LAYER coordinates and a rest, with steps for about ``bits`` bits a coordinate."""
+    starts = np.arange(0, n, LAYER)
+    rows = np.zeros(len(starts), SEGMENT)
+    rows["offset"], rows["layer"] = starts, np.arange(len(starts))
+    rows["numel"] = np.minimum(n - starts, LAYER)
+    rows["quantizer"], rows["bucket"] = quantizer, 1024 if quantizer == 2 else 0
+    for row in rows:
+        part = values[int(row["offset"]) :][: int(row["numel"])].double()
+        row["step"] = step_size(step_factor(bits), float(part.square().sum()), part.numel())
+    rows["reconstruction"] = np.arange(len(rows)) % 2 if quantizer == 1 else 0
+    return rows
+
+
+def measure(mb: int, bits: float, ranks: int, device: str) -> list[dict[str, object]]:
+    n = mb * 2**20 // 4
+    on_gpu = device == "cuda"
+    wait = torch.cuda.synchronize if on_gpu else lambda: None
+    generator = torch.Generator(device).manual_seed(1)
+    values = torch.randn(n, generator=generator, device=device)
+    other = torch.empty_like(values)
+    half = torch.empty(n, dtype=torch.float16, device=device)
+    copy_s = median_s(lambda: other.copy_(values), wait)
+    rate = 8 * n / copy_s
+    found: list[dict[str, object]] = []
+
+    def note(stage: str, seconds: float, moved: float) -> None:
+        found.append(
+            {
+                "mb": mb,
+                "stage": stage,
+                "ms": 1e3 * seconds,
+                "bytes": moved,
+                "share": moved / rate / seconds,
+            }
+        )
+
+    note("device copy", copy_s, 8 * n)
+    note("torch cast to float16", median_s(lambda: half.copy_(values), wait), 6 * n)
+    spans = values.split(LAYER)
+    note("copy_stats", median_s(lambda: kernels.copy_stats(spans), wait), 4 * n)
+    header = Header(1, 2, 0, 0, 0, 3)
+    for name, quantizer in (("one stream", 1), ("levels, 1024 a bucket", 2)):
+        rows = layers(n, quantizer, values, bits)
+        levels = [uniform(3)]
+        out = kernels.pinned(rows)
+        length = kernels.encode(values, rows, header, out, levels=levels)
+        payload = out[:length].clone().numpy()
+        by_cpu = np.empty(coding.max_payload_bytes(rows), np.uint8)
+        expected = coding.encode(values.cpu().numpy(), rows, header, by_cpu, levels=levels)
+        if length != expected or not np.array_equal(payload, by_cpu[:length]):
+            raise SystemExit(f"{name}: the payload is not the CPU's; the times would mean nothing")
+
+        def encode(rows=rows, out=out, levels=levels):
+            return kernels.encode(values, rows, header, out, levels=levels)
+
+        def decode(payload=payload, rows=rows, levels=levels, k=1):
+            kernels.decode_sum([payload] * k, rows, other, expect=[header] * k, levels=levels)
+
+        bits_found = 8 * length / n
+        note(f"{name}: float32 -> payload ({bits_found:.2f} bits)", median_s(encode, wait), 4 * n)
+        note(f"{name}: payload -> float32", median_s(decode, wait), 4 * n + length)
+        many = median_s(lambda decode=decode: decode(k=ranks), wait)
+        note(f"{name}: {ranks} payloads -> sum", many, 4 * n + ranks * length)
+        # A code is one byte; the words of a block are as long as the payload.
+        moved = {
+            "quantize_tiles": 5 * n,
+            "encode_streams": n + length,
+            "pack_blocks": 2 * length,
+            "decode_streams": n + length,
+            "sum_tiles": 5 * n,
+        }
+        for call in (encode, decode) if on_gpu else ():
+            for kernel, seconds in kernel_s(call).items():
+                note(f"{name}:   {kernel}", seconds, moved.get(kernel, 0))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--mb", type=int, nargs="+", default=[64, 256], help="MiB of gradients")
+    parser.add_argument("--bits", type=float, default=3.0)
+    parser.add_argument("--ranks", type=int, default=4, help="payloads in the sum")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("benchmarks/gpu.py measures a CUDA device, and there is none here")
+    found = []
+    for mb in options.mb:
+        found += measure(mb, options.bits, options.ranks, "cuda")
+    for row in found:
+        print(f"{row['mb']:5} MiB  {row['stage']:52} {row['ms']:9.3f} ms  {row['share']:6.3f}")
+    report = {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "rows": found,
+    }
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
