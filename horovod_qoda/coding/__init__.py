@@ -12,12 +12,14 @@ from horovod_qoda.coding.payload import (
     decode,
     decode_sum,
     encode,
+    from_symbols,
     max_payload_bytes,
     peek,
     seal,
     simd,
     steps,
     sum_sq_diff,
+    symbols,
 )
 from horovod_qoda.coding.tables import Book, entropy, entropy_bits
 
@@ -36,10 +38,12 @@ __all__ = [
     "encode",
     "entropy",
     "entropy_bits",
+    "from_symbols",
     "max_payload_bytes",
     "peek",
     "seal",
     "simd",
     "steps",
     "sum_sq_diff",
+    "symbols",
 ]

@@ -270,6 +270,26 @@ def sum_sq_diff(a: Floats, b: Floats, threads: int = 1) -> float:
     return _codec.sum_sq_diff(a, b, threads)
 
 
+def symbols(
+    values: Floats, segments: npt.NDArray[np.void], header: Header, codes: npt.NDArray[np.uint8]
+) -> None:
+    """Codes k + 128 of one-stream segments into ``codes`` (uint8, as long as values), 0 for
+    ``|k| > 127``: what `encode` gives its entropy coder, for use with another one."""
+    _codec.symbols(values, segments, header.as_tuple(), codes)
+
+
+def from_symbols(
+    codes: npt.NDArray[np.uint8],
+    segments: npt.NDArray[np.void],
+    header: Header,
+    out: Floats,
+    *,
+    add: bool = False,
+) -> None:
+    """Reconstructs what `symbols` wrote, as `decode` does; a code 0 counts as k = 0."""
+    _codec.from_symbols(codes, segments, header.as_tuple(), out, add)
+
+
 def simd() -> str:
     """The instruction set in use: "avx512", "avx2" or "portable" (HOROVOD_QODA_SIMD)."""
     return _codec.simd()

@@ -66,3 +66,16 @@ def block_checksums(
 ) -> npt.NDArray[np.uint32]: ...
 def serialize(freq: npt.NDArray[np.uint16]) -> bytes: ...
 def coded_bits(freq: npt.NDArray[np.uint16], counts: npt.NDArray[np.uint64]) -> float: ...
+def symbols(
+    values: npt.NDArray[np.float32],
+    segments: npt.NDArray[np.void],
+    header: tuple[float, ...],
+    codes: npt.NDArray[np.uint8],
+) -> None: ...
+def from_symbols(
+    codes: npt.NDArray[np.uint8],
+    segments: npt.NDArray[np.void],
+    header: tuple[float, ...],
+    out: npt.NDArray[np.float32],
+    add: bool,
+) -> None: ...

@@ -67,5 +67,7 @@ inline std::optional<Book> to_book(const std::optional<Array<uint16_t>>& tables,
 
 // What a coder on another device needs of this one (assembly.cpp).
 void bind_assembly(py::module_& m);
+// Symbols without a coder (symbols.cpp).
+void bind_symbols(py::module_& m);
 
 }  // namespace qoda

@@ -101,8 +101,8 @@ void join_low(const uint8_t* low, uint8_t shift, size_t n, size_t escapes, Works
 
 }  // namespace
 
-Workspace::Workspace()
-    : codes(kBlockSymbols + 64), escapes(kBlockSymbols + 16), words(kBlockSymbols + 64) {}
+Workspace::Workspace(size_t symbols)
+    : codes(symbols + 64), escapes(symbols + 16), words(symbols + 64) {}
 
 size_t split_symbols(size_t n, CodeRange range, uint8_t shift, Workspace& work, uint8_t* low) {
   const float scale = 1.0f / static_cast<float>(1 << shift);

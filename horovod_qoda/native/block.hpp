@@ -13,7 +13,7 @@ namespace qoda {
 
 // One block's buffers, reused from block to block by a worker.
 struct Workspace {
-  Workspace();
+  explicit Workspace(size_t symbols);  // of the largest block
   std::vector<uint8_t> codes;
   std::vector<float> escapes;
   std::vector<uint16_t> words;

@@ -176,7 +176,7 @@ std::vector<Header> decode(const std::vector<Bytes>& payloads, const DecodeReque
   }
   const Decoder decoder(request, plan, out);
   parallel_ranges(plan.blocks.size(), request.threads, [&](size_t, size_t block, size_t end) {
-    Workspace work[2];
+    Workspace work[2] = {Workspace(plan.largest_block), Workspace(plan.largest_block)};
     std::vector<Task> tasks;
     for (; block < end; ++block)
       for (const Unpacked& payload : unpacked) {

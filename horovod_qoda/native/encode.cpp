@@ -191,7 +191,7 @@ uint64_t Encoder::write_coded_blocks() {
   std::vector<Region> regions(request_.threads == 0 ? 1 : request_.threads);
   std::mutex histogram;
   parallel_ranges(n, request_.threads, [&](size_t worker, size_t first, size_t last) {
-    Workspace work;
+    Workspace work(plan_.largest_block);
     uint64_t at = greatest[first];
     regions[worker].first = at;
     for (size_t b = first; b < last; ++b) {

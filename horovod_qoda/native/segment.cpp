@@ -98,6 +98,8 @@ Plan make_plan(const Segment* segments, size_t n_segments, uint64_t n_values,
     add_pieces(plan, static_cast<uint32_t>(row), s);
     plan.types.back().end_block = static_cast<uint32_t>(plan.blocks.size());
   }
+  for (const Block& block : plan.blocks)
+    plan.largest_block = std::max(plan.largest_block, block.numel);
   return plan;
 }
 

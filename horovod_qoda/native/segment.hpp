@@ -68,6 +68,7 @@ struct Plan {
   std::vector<Piece> pieces;
   std::vector<uint64_t> side_offset;  // [n_segments + 1], float32 side values before each segment
   uint64_t coordinates = 0;           // of all segments, raw ones included
+  uint32_t largest_block = 0;         // in coordinates
 };
 
 // Float32 side values of a segment: bucket norms, or (minimum, unit) pairs.
