@@ -37,14 +37,14 @@ from horovod_qoda.monitor import Monitor, read_lines  # QODA: bytes and times of
 # QODA's rates are (1 + sum of squared gradient differences)^(-1/2). Raw gradients of a WGAN-GP have
 # norms of 5 to 40: that sum is in the hundreds after a step and, where the first steps overshot,
 # stays so large that nothing moves any more. The factor 0.01 makes the "1 +" worth the first few
-# hundred steps. With it lr = 3 is near the largest that trains (6 for the critic diverges), and the
-# warm-up keeps the critic, whose slope the penalty does not hold yet, from overshooting: without it
-# the norm of its gradient rises fivefold in six steps.
+# hundred steps. With it 6 diverges and 3 can still overshoot in the first 30 steps, which slows the
+# next hundreds; 2 is as good after 400 steps. The warm-up is for the critic, whose slope the penalty
+# does not hold yet: at 3 without it the norm of its gradient rises fivefold in six steps.
 #
 # A convolution's weight gathers its gradient from every pixel, so the largest lr that trains is
 # smaller: at 1 and 1 the generator's pixels saturate within 20 steps.
 DEFAULTS = {
-    "qoda": {"lr_g": 3.0, "lr_d": 3.0, "loss_scale": 0.01, "lr_warmup": 20},
+    "qoda": {"lr_g": 2.0, "lr_d": 2.0, "loss_scale": 0.01, "lr_warmup": 20},
     "optimistic-adam": {"lr_g": 1e-4, "lr_d": 1e-4, "loss_scale": 1.0, "lr_warmup": 0},
     "adam": {"lr_g": 1e-4, "lr_d": 1e-4, "loss_scale": 1.0, "lr_warmup": 0},
 }
