@@ -1,0 +1,189 @@
+"""Coded bits against relative variance of every quantiser, all with the same entropy coder.
+
+    python benchmarks/rate.py [--numel 4194304] [--out FOLDER]
+
+Bits are 8 * payload bytes / coordinates, norms, tables and headers included; variance is
+||decoded - v||^2 / ||v||^2 over all layers. For each level quantiser's points the last column is
+the bits that the one-stream quantiser needs for the same variance, divided by its bits. One-stream
+rows: "rms" has a step per layer proportional to its RMS, "one step" the same for all layers;
+"auto" takes, layer by layer, the reconstruction with the smaller error, rounded where 1 % or more
+of the coordinates are zero (docs/theory.md §8). Writes rate.json and, with matplotlib, rate.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import inputs  # noqa: E402
+from horovod_qoda.coding import (  # noqa: E402
+    SEGMENT,
+    Header,
+    copy_stats,
+    decode,
+    encode,
+    max_payload_bytes,
+    sum_sq_diff,
+)
+from horovod_qoda.quantization import exponential, step_size, ternary, uniform  # noqa: E402
+
+HEADER = Header(1, 0, 0, 0, 0, 42)
+STEPS = [4.0, 2.8, 2.0, 1.4, 1.0, 0.7, 0.5, 0.35, 0.25, 0.18]
+ZERO_SHARE = 0.01
+
+Layers = list[npt.NDArray[np.float32]]
+Point = tuple[float, float]  # bits, relative variance
+
+
+def segments_of(layers: Layers, **fields: int) -> npt.NDArray[np.void]:
+    segments = np.zeros(len(layers), dtype=SEGMENT)
+    sizes = [len(layer) for layer in layers]
+    segments["numel"] = sizes
+    segments["offset"] = np.cumsum([0, *sizes[:-1]])
+    segments["layer"] = np.arange(len(layers))
+    for name, value in fields.items():
+        segments[name] = value
+    return segments
+
+
+def run(
+    values: npt.NDArray[np.float32],
+    segments: npt.NDArray[np.void],
+    levels: list[npt.NDArray[np.float32]] | None = None,
+) -> tuple[float, npt.NDArray[np.float32]]:
+    """(bits per coordinate, decoded values), through a real payload."""
+    out = np.empty(max_payload_bytes(segments), dtype=np.uint8)
+    length = encode(values, segments, HEADER, out, levels=levels or ())
+    decoded = np.empty_like(values)
+    decode(out[:length], segments, decoded, expect=HEADER, levels=levels or ())
+    return 8 * length / len(values), decoded
+
+
+def one_stream(layers: Layers, reconstruction: str, common_step: bool) -> list[Point]:
+    values = np.concatenate(layers)
+    total = copy_stats(values)[0]
+    points = []
+    for c in STEPS:
+        segments = segments_of(layers, quantizer=1)
+        if common_step:
+            segments["step"] = step_size(c, total, len(values))
+        else:
+            segments["step"] = [step_size(c, copy_stats(v)[0], len(v)) for v in layers]
+        segments["reconstruction"] = [
+            choose(v, float(step), reconstruction)
+            for v, step in zip(layers, segments["step"], strict=True)
+        ]
+        bits, decoded = run(values, segments)
+        points.append((bits, sum_sq_diff(decoded, values) / total))
+    return points
+
+
+def choose(v: npt.NDArray[np.float32], step: float, reconstruction: str) -> int:
+    """0 rounded, 1 dithered; "auto" by the exact variances of docs/theory.md §8."""
+    if reconstruction != "auto":
+        return int(reconstruction == "dithered")
+    if step == 0 or (v == 0).mean() >= ZERO_SHARE:
+        return 0
+    f = np.modf(np.abs(v.astype(np.float64)) / step)[0]
+    return int((f * (1 - f)).mean() > 1 / 12)
+
+
+def with_levels(layers: Layers, sequences: list, **fields: int) -> list[Point]:
+    values = np.concatenate(layers)
+    total = copy_stats(values)[0]
+    points = []
+    for sequence in sequences:
+        bits, decoded = run(values, segments_of(layers, **fields), [sequence])
+        points.append((bits, sum_sq_diff(decoded, values) / total))
+    return points
+
+
+def curves(layers: Layers) -> dict[str, list[Point]]:
+    several = [uniform(s) for s in (0, 1, 2, 6, 14, 30)]
+    made = {
+        f"{kind}, {'one step' if common else 'rms'}": one_stream(layers, kind, common)
+        for common in (False, True)
+        for kind in ("auto", "rounded", "dithered")
+    }
+    made["uniform L-inf 512"] = with_levels(layers, several, quantizer=2, bucket=512)
+    made["exponential L2 512"] = with_levels(
+        layers, [exponential(s) for s in (2, 6, 14)], quantizer=2, norm=1, bucket=512
+    )
+    made["max-min 4 bits 512 (CGX)"] = with_levels(layers, [uniform(6)], quantizer=3, bucket=512)
+    made["QSGD (uniform L2, layer)"] = with_levels(
+        layers, [uniform(s) for s in (0, 14, 62, 126)], quantizer=2, norm=1, bucket=0
+    )
+    made["ternary L-inf, layer"] = with_levels(layers, [ternary()], quantizer=2, bucket=0)
+    return made
+
+
+def bits_at(points: list[Point], variance: float) -> float:
+    """Bits at a variance by interpolation of bits over log variance; nan outside the curve."""
+    ordered = sorted(points, key=lambda p: p[1])
+    x = [np.log(v) for _, v in ordered]
+    if not x[0] <= np.log(variance) <= x[-1]:
+        return float("nan")
+    return float(np.interp(np.log(variance), x, [b for b, _ in ordered]))
+
+
+def table(data: str, made: dict[str, list[Point]]) -> None:
+    print(f"\n{data}\n{'quantiser':28s} {'bits':>7s} {'variance':>10s}  auto rms  auto one step")
+    for name, points in made.items():
+        for bits, variance in points:
+            shares = [
+                bits_at(made[key], variance) / bits for key in ("auto, rms", "auto, one step")
+            ]
+            print(f"{name:28s} {bits:7.3f} {variance:10.5f}  {shares[0]:8.3f}  {shares[1]:13.3f}")
+
+
+def plot(results: dict[str, dict[str, list[Point]]], file: Path) -> None:
+    try:
+        import matplotlib
+    except ImportError:
+        print("no rate.png: matplotlib is not installed")
+        return
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(results), figsize=(6 * len(results), 5), squeeze=False)
+    for axis, (data, made) in zip(axes[0], results.items(), strict=True):
+        for name, points in made.items():
+            axis.semilogy(*zip(*sorted(points), strict=True), marker=".", label=name)
+        axis.set(title=data, xlabel="coded bits per coordinate", ylabel="relative variance")
+        axis.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--numel", type=int, default=1 << 22)
+    parser.add_argument("--data", default="gaussian,student,gradients")
+    parser.add_argument("--out", type=Path, default=Path("runs/rate"))
+    parser.add_argument("--per-layer", action="store_true", help="a table for every layer too")
+    args = parser.parse_args()
+    results = {}
+    for data in args.data.split(","):
+        layers = inputs.load(data, args.numel)
+        results[data] = curves(layers)
+        table(data, results[data])
+        if args.per_layer and len(layers) > 1:
+            for i, layer in enumerate(layers):
+                table(f"{data}, layer {i} of {len(layer)}", curves([layer]))
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "rate.json").write_text(json.dumps(results, indent=1))
+    plot(results, args.out / "rate.png")
+
+
+if __name__ == "__main__":
+    main()
