@@ -36,7 +36,7 @@ Unpacked = dict[str, Any]
 
 def decode_sum(
     coder: Coder,
-    payloads: Sequence[npt.NDArray[np.uint8]],
+    payloads: Sequence[torch.Tensor],
     segments: npt.NDArray[np.void],
     out: torch.Tensor,
     *,
@@ -57,13 +57,14 @@ def decode_sum(
     book_hash = expect[0].book_hash if book is None else book.hash
     unpacked = [
         _codec.unpack(
-            payload, segments, out.numel(), header.as_tuple(), tables, book_hash,
+            payload.numpy(), segments, out.numel(), header.as_tuple(), tables, book_hash,
             [list(sequence) for sequence in level_tables.sequences],
         )
         for payload, header in zip(payloads, expect, strict=True)
     ]  # fmt: skip
     found = [
-        _jobs(geometry, part, payload) for part, payload in zip(unpacked, payloads, strict=True)
+        _jobs(geometry, part, payload.numpy())
+        for part, payload in zip(unpacked, payloads, strict=True)
     ]
     headers = [Header(*part["header"]) for part in unpacked]
     with coder.memory.side_stream(stream):
@@ -150,7 +151,7 @@ def _decode_some(
     coder: Coder,
     geometry: Geometry,
     levels: LevelTables,
-    payloads: Sequence[npt.NDArray[np.uint8]],
+    payloads: Sequence[torch.Tensor],
     unpacked: Sequence[Unpacked],
     found: Sequence[tuple[np.ndarray, np.ndarray]],
     headers: Sequence[Header],
@@ -226,18 +227,21 @@ def _decode_some(
         )
 
 
-def _send(
-    coder: Coder, payloads: Sequence[npt.NDArray[np.uint8]]
-) -> tuple[list[int], torch.Tensor]:
-    """(byte at which each payload starts, all of them on the device), through pinned staging."""
+def _send(coder: Coder, payloads: Sequence[torch.Tensor]) -> tuple[list[int], torch.Tensor]:
+    """(byte at which each payload starts, all of them on the device).
+
+    What does not lie in pinned memory goes through staging that does.
+    """
     # The header's field; `unpack` has compared it with the bytes there are.
-    lengths = [int.from_bytes(payload[8:16].tobytes(), "little") for payload in payloads]
+    lengths = [int.from_bytes(payload[8:16].numpy().tobytes(), "little") for payload in payloads]
     room = [-(-length // 16) * 16 for length in lengths]
     starts = [sum(room[:p]) for p in range(len(room))]
-    host = coder.memory.staging("payloads", sum(room))
-    view = host.numpy()
-    for payload, start, length in zip(payloads, starts, lengths, strict=True):
-        view[start : start + length] = payload[:length]
     there = coder.memory.buffer("payloads", sum(room), torch.uint8)
-    there.copy_(host, non_blocking=True)
+    host = coder.memory.staging("payloads", sum(room))
+    for payload, start, length in zip(payloads, starts, lengths, strict=True):
+        source = payload[:length]
+        if not source.is_pinned():
+            host[start : start + length].copy_(source)
+            source = host[start : start + length]
+        there[start : start + length].copy_(source, non_blocking=True)
     return starts, there

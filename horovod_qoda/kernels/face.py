@@ -95,7 +95,7 @@ def decode_sum(
     Returns when the result is there.
 
     Args:
-        payloads: uint8 in host memory; padding behind the true length is ignored.
+        payloads: uint8 in host memory, best pinned; padding behind the true length is ignored.
         out: float32 on a CUDA device, 1-D and contiguous; only the segments' coordinates are
             written.
         stream, coder: as for `encode`.
@@ -105,7 +105,7 @@ def decode_sum(
     """
     return decoder.decode_sum(
         _coder_of(out, coder),
-        [_as_array(payload) for payload in payloads],
+        [_as_tensor(payload) for payload in payloads],
         segments,
         out,
         expect=expect,
@@ -173,7 +173,9 @@ def copy_stats(
         return span_statistics(one, flat, targets)
 
 
-def _as_array(payload: Bytes | torch.Tensor) -> npt.NDArray[np.uint8]:
+def _as_tensor(payload: Bytes | torch.Tensor) -> torch.Tensor:
     if isinstance(payload, torch.Tensor):
-        return payload.numpy()
-    return payload if isinstance(payload, np.ndarray) else np.frombuffer(payload, np.uint8)
+        return payload
+    if isinstance(payload, np.ndarray) and payload.flags.writeable:
+        return torch.from_numpy(payload)
+    return torch.from_numpy(np.frombuffer(payload, np.uint8).copy())

@@ -48,9 +48,11 @@ class Memory:
         side: Any = self._stream if stream is None else stream
         current = torch.cuda.current_stream(self.device)
         side.wait_stream(current)
-        with torch.cuda.device(self.device), torch.cuda.stream(side):
-            yield
-        current.wait_stream(side)
+        try:
+            with torch.cuda.device(self.device), torch.cuda.stream(side):
+                yield
+        finally:
+            current.wait_stream(side)
 
     def wait(self) -> None:
         """Blocks the host until the side stream has done what was queued so far."""
