@@ -19,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from horovod_qoda.kernels import dequantize, pack, quantize, rans, sample, spans
+from horovod_qoda.kernels import checksum, dequantize, pack, quantize, rans, sample, spans
 from horovod_qoda.kernels.geometry import GROUPS, SAMPLE_GROUPS
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -29,9 +29,10 @@ POINTERS = {
     "*u8": "codes payloads body",
     "*i16": "words payloads16 body16",
     "*i32": "counters bad coding call level_counts counts program_type tables states freq slots "
-    "payloads32 error body32 kinds dithered calls",
+    "payloads32 error body32 kinds dithered calls last checksums",
     "*i64": "tile_piece tile_start pieces code_at block_type group_piece group_start places "
-    "places_of_blocks span_at span_to span_n jobs sources raw_at piece_from piece_to piece_n",
+    "places_of_blocks span_at span_to span_n jobs sources raw_at piece_from piece_to piece_n "
+    "word_at n_words",
     "*fp64": "results",
     "i32": "n_spans JOBS_EACH n_payloads n_pieces n_segments n_sides",
     "fp32": "scale",
@@ -53,12 +54,17 @@ def variants(quick):
     yield rans.decode_streams, {}, 1
     yield rans.fill_slots, {"WIDTH": 32}, 4
     yield pack.pack_blocks, {"TILE": 1024}, 4
+    yield checksum.checksum_blocks, {"LANES": checksum.LANES}, 8
     yield pack.copy_pieces, {"TILE": 4096}, 4
     yield dequantize.spread_escapes, {"TILE": 1024}, 4
 
 
 def compiled(kernel, constants, warps, arch):
-    types = dict(TYPES, body="*fp32") if kernel is pack.copy_pieces else TYPES
+    types = dict(TYPES)
+    if kernel is pack.copy_pieces:
+        types["body"] = "*fp32"
+    if kernel is checksum.checksum_blocks:
+        types["steps"] = "*i32"
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else types[name] for name in names}
     aligned = {

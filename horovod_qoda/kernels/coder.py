@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ import triton
 
 from horovod_qoda.coding.payload import Header
 from horovod_qoda.kernels import meta
+from horovod_qoda.kernels.checksum import lane_tables
 from horovod_qoda.kernels.geometry import Geometry, make_geometry, static_part
 from horovod_qoda.kernels.memory import Memory
 
@@ -114,6 +116,11 @@ class Coder:
 
     def _constant(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array).copy()).to(self.device)
+
+    @cached_property
+    def checksum_tables(self) -> tuple[torch.Tensor, torch.Tensor]:
+        steps, last = lane_tables()
+        return self._constant(steps), self._constant(last)
 
     def check_values(self, name: str, tensor: torch.Tensor) -> None:
         if (

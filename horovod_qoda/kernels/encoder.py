@@ -2,7 +2,7 @@
 
 The host waits for the device three times, each time for a few KiB or for the payload itself: for
 bucket norms (where there are any) and the sample's counts, from which it chooses tables as the CPU
-does; for the blocks' lengths; and for the bytes.
+does; for the blocks' lengths; and for the bytes with their checksums.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from horovod_qoda.coding.payload import KIND_CODED, KIND_RAW, Header, max_payloa
 from horovod_qoda.coding.tables import Book
 from horovod_qoda.kernels import fields as f
 from horovod_qoda.kernels import meta, tables
+from horovod_qoda.kernels.checksum import LANES, checksum_blocks
 from horovod_qoda.kernels.coder import EXACT, ONE_WARP, Coder, LevelTables, call_words
 from horovod_qoda.kernels.geometry import BLOCK, GROUPS, RAW_RUN, SAMPLE_GROUPS, Geometry
 from horovod_qoda.kernels.pack import copy_pieces, pack_blocks
@@ -98,6 +99,7 @@ def encode(
         lengths, infos, body = _pack(job, places)
         at = meta.HEADER_BYTES + len(middle) + 12 * len(lengths)
         out[at : at + body.numel()].copy_(body, non_blocking=True)
+        checksums = coder.memory.download("checksums", _checksums(coder, body, lengths))
         coder.memory.wait()
     return meta.write(
         out.numpy(),
@@ -106,6 +108,7 @@ def encode(
         segments,
         lengths,
         infos,
+        checksums.view(np.uint32),
         header.book_hash if book is None else book.hash,
         level_tables.checksum if len(levels) else 0,
     )
@@ -248,6 +251,20 @@ def _pack(job: _Job, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, torch.
     lengths = np.concatenate([length, raw_lengths]).astype(np.uint32)
     infos = np.concatenate([info, np.zeros(len(raw_lengths), np.int64)]).astype(np.uint32)
     return lengths, infos, body[: coded_bytes + 4 * raw_values]
+
+
+def _checksums(coder: Coder, body: torch.Tensor, lengths: np.ndarray) -> torch.Tensor:
+    """CRC32C of each block of the body with its padding, int32."""
+    words = (lengths.astype(np.int64) + 3) // 4
+    out = coder.memory.buffer("checksums", max(len(words), 1), torch.int32)[: len(words)]
+    if len(words):
+        there = coder.memory.upload("words_of_blocks", {"at": np.cumsum(words) - words, "n": words})
+        steps, last = coder.checksum_tables
+        checksum_blocks[(len(words),)](
+            body.view(torch.int32), there["at"], there["n"], steps, last, out,
+            LANES=LANES, num_warps=8,
+        )  # fmt: skip
+    return out
 
 
 def _raw_runs(job: _Job, first: int) -> tuple[tuple[np.ndarray, ...], int]:

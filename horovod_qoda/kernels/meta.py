@@ -67,6 +67,7 @@ def write(
     segments: np.ndarray,
     lengths: np.ndarray,
     infos: np.ndarray,
+    checksums: np.ndarray,
     book_hash: int,
     levels_crc: int,
 ) -> int:
@@ -75,14 +76,13 @@ def write(
     Args:
         out: uint8 of at least the payload's length.
         middle: of `front`.
-        lengths, infos: uint32 per block, raw blocks included.
+        lengths, infos, checksums: uint32 per block, raw blocks included.
     """
     at = HEADER_BYTES + len(middle)
     meta_bytes = at + 12 * len(lengths)
     body = int(((lengths.astype(np.int64) + 3) // 4 * 4).sum())
     rows = np.zeros((len(lengths), 3), "<u4")
-    rows[:, 0], rows[:, 1] = lengths, infos
-    rows[:, 2] = _codec.block_checksums(out[meta_bytes : meta_bytes + body], lengths)
+    rows[:, 0], rows[:, 1], rows[:, 2] = lengths, infos, checksums
     out[HEADER_BYTES:at] = np.frombuffer(middle, np.uint8)
     out[at:meta_bytes] = rows.reshape(-1).view(np.uint8)
     head = _HEADER.pack(

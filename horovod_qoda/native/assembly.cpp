@@ -99,20 +99,6 @@ uint32_t py_crc32c(const Array<uint8_t>& data, uint32_t crc) {
   return kernels().crc32c(crc, data.data(), static_cast<size_t>(data.size()));
 }
 
-// Checksums of consecutive blocks of the given lengths, each padded to a multiple of 4 bytes.
-Array<uint32_t> py_block_checksums(const Array<uint8_t>& data, const Array<uint32_t>& lengths) {
-  std::vector<uint32_t> out;
-  size_t at = 0;
-  for (py::ssize_t b = 0; b < lengths.size(); ++b) {
-    const size_t bytes = padded4(lengths.at(b));
-    if (bytes > static_cast<size_t>(data.size()) - at)
-      throw std::invalid_argument("blocks reach beyond the array");
-    out.push_back(kernels().crc32c(0, data.data() + at, bytes));
-    at += bytes;
-  }
-  return array_of(out);
-}
-
 CodeTable to_table(const Array<uint16_t>& freq) {
   CodeTable table;
   if (freq.size() != 256 || !make_table(freq.data(), table))
@@ -140,8 +126,6 @@ void bind_assembly(py::module_& m) {
         py::arg("n_values"), py::arg("expect"), py::arg("tables").noconvert().none(true),
         py::arg("book_hash"), py::arg("levels"));
   m.def("crc32c", &py_crc32c, py::arg("data").noconvert(), py::arg("crc") = 0);
-  m.def("block_checksums", &py_block_checksums, py::arg("data").noconvert(),
-        py::arg("lengths").noconvert());
   m.def("serialize", &py_serialize, py::arg("freq").noconvert());
   m.def("coded_bits", &py_coded_bits, py::arg("freq").noconvert(), py::arg("counts").noconvert());
 }

@@ -220,7 +220,7 @@ def test_sum_of_payloads_of_different_kinds(coder, rng):
     payloads, headers = [], []
     for rank in range(5):
         mine = segments.copy()
-        mine["step"] = [0.3 + 0.1 * rank, 0.0 if rank in (0, 2) else 0.6, 0]
+        mine["step"] = [0.02 + 0.01 * rank, 0.0 if rank in (0, 2) else 0.05, 0]
         values = rng.standard_normal(n).astype(np.float32)
         values[-10] = -0.0
         header = Header(1, 2, rank, 0, 0, rank << 32 | 77)

@@ -20,6 +20,7 @@ import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
 
 from horovod_qoda.coding import SEGMENT, Header  # noqa: E402
+from horovod_qoda.kernels.checksum import LANES, checksum_blocks, lane_tables  # noqa: E402
 from horovod_qoda.kernels.coder import call_words  # noqa: E402
 from horovod_qoda.kernels.geometry import make_geometry  # noqa: E402
 from horovod_qoda.kernels.philox import tile_uniforms  # noqa: E402
@@ -106,6 +107,24 @@ def test_slots_are_the_tables_spread_out():
         entry = (np.arange(4096) - start[code]) << 20 | freq[row][code] << 8 | code
         found = slots[row].cpu().numpy().view(np.uint32)
         np.testing.assert_array_equal(found, entry.astype(np.uint32))
+
+
+def test_checksums_equal_crc32c():
+    rng = np.random.default_rng(5)
+    n_words = np.array([0, 1, 255, 256, 257, 1000, 3])
+    words = rng.integers(0, 2**32, n_words.sum(), dtype=np.uint64).astype(np.uint32)
+    words[:2] = 0
+    at = np.cumsum(n_words) - n_words
+    out = torch.full((len(n_words),), 7, dtype=torch.int32, device=ON)
+    tables = [on_device(table) for table in lane_tables()]
+    data = on_device(words.view(np.int32))
+    checksum_blocks[(len(n_words),)](
+        data, on_device(at), on_device(n_words), *tables, out, LANES=LANES
+    )
+    expected = [
+        reference.crc32c(words[a : a + n].tobytes()) for a, n in zip(at, n_words, strict=True)
+    ]
+    np.testing.assert_array_equal(out.cpu().numpy().view(np.uint32), expected)
 
 
 def test_sample_takes_the_groups_of_the_reference():
