@@ -34,13 +34,13 @@ def main() -> None:
     parser.add_argument("args", nargs=argparse.REMAINDER, help="the script's own arguments")
     args = parser.parse_args()
     try:
-        chosen = settings.from_arguments(args)
+        settings.use_flags(args)
     except (TypeError, ValueError) as e:
         parser.error(str(e))
 
     from horovod_qoda.torch import facade
 
-    facade.install(chosen, replace=not args.respect_script)
+    facade.install(replace=not args.respect_script)
     if args.module:
         # What `python -m` does: the module's arguments, and the working folder on the path.
         sys.argv = [args.script, *args.args]

@@ -17,7 +17,8 @@ import numpy as np
 
 from horovod_qoda.coding import SEGMENT
 from horovod_qoda.coding.payload import LEVELS, ONE_STREAM, RAW
-from horovod_qoda.quantization.families import level_sequence
+from horovod_qoda.quantization import gaussian_level_rate
+from horovod_qoda.quantization.families import WHOLE_LAYER, level_sequence
 from horovod_qoda.settings import Settings
 
 ALIGN = 1024
@@ -48,6 +49,14 @@ class LayerType:
     @property
     def raw(self) -> bool:
         return self.quantizer == "raw"
+
+    @property
+    def rate(self) -> float:
+        """Coded bits per coordinate to expect: what was asked for, or what Gaussian buckets take
+        with these levels."""
+        if not self.levels:
+            return self.bits
+        return gaussian_level_rate(self.levels, self.bucket_size or WHOLE_LAYER, self.norm)
 
 
 RAW_TYPE = LayerType("raw", "raw", 32.0, 0, "linf", ())
@@ -149,13 +158,18 @@ def chunk_bounds(size: int, parts: int) -> list[tuple[int, int]]:
     return [(start, min(start + length, size)) for start in range(0, size, length)]
 
 
-def build(parameters: Iterable[tuple[str, Sequence[int], str]], settings: Settings) -> Layout:
+def build(
+    parameters: Iterable[tuple[str, Sequence[int], str]],
+    settings: Settings,
+    elsewhere: Sequence[str] = (),
+) -> Layout:
     """Lays out the parameters of one optimizer.
 
     Args:
         parameters: ``(name, shape, dtype)`` in the order of registration. Gradients become ready
             roughly in the reverse order, which is the order of the buffers.
         settings: the compressor's settings; rules pick settings by layer name.
+        elsewhere: names of layers that travel by another way; rules may name them.
 
     Raises:
         ValueError: two layers of one name, or a rule that matches no layer.
@@ -165,7 +179,7 @@ def build(parameters: Iterable[tuple[str, Sequence[int], str]], settings: Settin
     name, count = Counter(names).most_common(1)[0] if names else ("", 0)
     if count > 1:
         raise ValueError(f"layer {name!r} is named {count} times; names must be unique")
-    settings.check_rules(names)
+    settings.check_rules([*names, *elsewhere])
     types: list[LayerType] = []
     layers: list[Layer] = []
     for index, (name, shape, dtype) in enumerate(described):

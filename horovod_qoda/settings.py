@@ -22,6 +22,8 @@ TOPOLOGIES = ("auto", "allgather", "scatter_reduce")
 RULE_KEYS = ("bits", "quantizer", "bucket_size", "norm", "levels")
 ENV_PREFIX = "HOROVOD_QODA_"
 
+_flags: dict[str, Any] = {}
+
 
 def _option(default: Any, help: str) -> Any:
     if isinstance(default, dict):
@@ -84,7 +86,7 @@ class Settings:
 
     @classmethod
     def resolve(cls, **given: Any) -> Settings:
-        """Settings from arguments, then the environment, then the defaults.
+        """Settings from arguments, then flags, then the environment, then the defaults.
 
         Args:
             **given: settings by name; a value of ``None`` counts as not given.
@@ -99,7 +101,7 @@ class Settings:
             raise TypeError(
                 f"unknown compression setting {unknown[0]!r}; known: {', '.join(sorted(names))}"
             )
-        values = {name: value for name, value in given.items() if value is not None}
+        values = {**_flags, **{name: value for name, value in given.items() if value is not None}}
         for f in dataclasses.fields(cls):
             text = os.environ.get(ENV_PREFIX + f.name.upper())
             if f.name not in values and text is not None:
@@ -169,10 +171,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def from_arguments(args: argparse.Namespace) -> Settings:
     """Settings from the flags of :func:`add_arguments`, the environment and the defaults."""
+    return Settings.resolve(**_given(args))
+
+
+def use_flags(args: argparse.Namespace) -> None:
+    """Makes flags of :func:`add_arguments` count in every later :meth:`Settings.resolve`."""
+    Settings.resolve(**_given(args))
+    _flags.update({name: value for name, value in _given(args).items() if value is not None})
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Settings)}
     if given["rules"] is not None:
         given["rules"] = _parse("rules", ";".join(given["rules"]))
-    return Settings.resolve(**given)
+    return given
 
 
 def _parser(name: str) -> Any:

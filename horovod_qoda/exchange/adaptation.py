@@ -86,10 +86,14 @@ class Adaptation:
         for layer, square, numel, finite in zip(
             buffer.plan.layers, buffer.sum_sq, buffer.numel, buffer.finite, strict=True
         ):
-            group = self._rate_of_type[self._type_of_layer[layer]]
-            if group >= 0 and finite:
-                steps[layer] = step_size(float(self.factors[group]), float(square), int(numel))
+            if finite:
+                steps[layer] = self.step(layer, float(square), int(numel))
         return steps
+
+    def step(self, layer: int, sum_sq: float, numel: int) -> np.float32:
+        """Step of a one-stream layer for coordinates with this sum of squares."""
+        group = self._rate_of_type[self._type_of_layer[layer]]
+        return step_size(float(self.factors[group]), sum_sq, numel) if group >= 0 else np.float32(0)
 
     def new_histogram(self) -> np.ndarray:
         return np.zeros((STAGES, len(self._layout.types), 256), np.int64)
@@ -114,10 +118,11 @@ class Adaptation:
         return seen
 
     def slopes(self, buffers: list[ExchangeBuffer]) -> np.ndarray:
-        """Bits gained per halving of the step, for each distinct ``bits``, on this rank's sample.
+        """For each distinct ``bits``: bits gained per halving of the step on this rank's sample,
+        times coordinates, and those coordinates; int64 [rates, 2] in units of 1 / 1024.
 
-        It is 1 where coordinates spread over many steps and the share of live coordinates where
-        most are zero: without it the controller would take a sparse model for one off its target.
+        The gain is 1 where coordinates spread over many steps and the share of live coordinates
+        where most are zero: without it the controller would take a sparse model for one off its target.
         """
         gained, weight = np.zeros((2, len(self._rates)))
         for buffer in buffers:
@@ -131,7 +136,7 @@ class Adaptation:
                 finer = _sample_entropy(scaled * 2**_PROBE) - _sample_entropy(scaled)
                 gained[group] += numel * finer / _PROBE
                 weight[group] += numel
-        return np.clip(gained / np.maximum(weight, 1), *SLOPES)
+        return (1024 * np.stack([gained, weight], axis=1)).astype(np.int64)
 
     def update(self, histogram: np.ndarray, seen: np.ndarray, slopes: np.ndarray) -> None:
         """Takes the counts of all ranks and sets tables, factors and reconstructions anew."""
@@ -143,7 +148,9 @@ class Adaptation:
             rates = [mean_entropy(histogram[s, types]) for s in range(self._stages)]
             if np.isfinite(rates).all():
                 rate = np.mean(rates)
-                change = float(np.clip((rate - bits) / slopes[group], -MAX_CHANGE, MAX_CHANGE))
+                gained, weight = slopes[group]
+                slope = np.clip(gained / weight if weight else 1.0, *SLOPES)
+                change = float(np.clip((rate - bits) / slope, -MAX_CHANGE, MAX_CHANGE))
                 self.factors[group] *= 2.0**change
         count, zeros, rounding = seen.T
         known = self._free & (count > 0)
@@ -189,9 +196,9 @@ def _sample_entropy(scaled: np.ndarray) -> float:
 def mean_entropy(histogram: np.ndarray) -> float:
     """Mean bits per symbol of counts [n, 256], each row with a table of its own; nan for no counts.
 
-    An escape (column 0) is followed by 32 raw bits.
+    An escape (column 0) is followed by a byte, but for rare ones far out.
     """
     count = histogram.sum()
     if not count:
         return float("nan")
-    return float((entropy_bits(histogram) + 32 * histogram[:, 0].sum()) / count)
+    return float((entropy_bits(histogram) + 8 * histogram[:, 0].sum()) / count)

@@ -29,9 +29,8 @@ def allgather(step: Step, buffer: ExchangeBuffer) -> Steps:
     if len(parts) != count:
         raise PayloadError(f"rank {me} received {len(parts)} payloads from {count} ranks")
     headers = step.decode_sum(
-        parts, range(count), rows, buffer.mean, stage=0, buffer=index, chunk=0
+        parts, range(count), rows, buffer.mean, stage=0, buffer=index, chunk=0, scale=1 / count
     )
-    np.multiply(buffer.mean, np.float32(1 / count), out=buffer.mean)
     step.received_aux = headers[0].aux
     step.sums[index, 0] = (
         sum(h.sum_sq for h in headers) / count**2,
@@ -64,4 +63,5 @@ def seal_own(
         total, _ = copy_stats(own[here])
         change = sum_sq_diff(own[here], buffer.previous[here])
         step.seal(blobs[chunk.index], total, change, step.aux)
+    buffer.keep_finite(own)
     buffer.previous = own

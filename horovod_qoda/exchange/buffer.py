@@ -61,6 +61,13 @@ class ExchangeBuffer:
         start = self.plan.offsets[k]
         return getattr(self, of)[start : start + int(self.numel[k])]
 
+    def keep_finite(self, vector: np.ndarray) -> None:
+        """Puts the previous vector where this one is not finite: one bad step costs one step."""
+        for k in np.flatnonzero(~self.finite):
+            start = self.plan.offsets[k]
+            here = slice(start, start + int(self.numel[k]))
+            vector[here] = 0 if self.previous is None else self.previous[here]
+
     def segments(self, chunk: Chunk, steps: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
         """The chunk's segment rows with this exchange's steps, choices and non-finite flags.
 

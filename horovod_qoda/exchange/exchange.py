@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +21,15 @@ from horovod_qoda.exchange.scatter_reduce import scatter_reduce
 from horovod_qoda.exchange.step import Capacities, Step
 from horovod_qoda.exchange.worker import Job, Worker
 from horovod_qoda.layout import Layout
+from horovod_qoda.logs import logger
 from horovod_qoda.settings import Settings
 from horovod_qoda.transport import Transport
+
+_ADAPTED = ("bits", "quantizer", "rules", "bucket_size", "norm", "levels", "topology", "min_numel")
+"""Settings that decide what adaptation means."""
+
+_MPI_LIMIT = 2**31
+"""MPI counts are 32-bit: no call may move more bytes to a rank."""
 
 _LOCAL = ("previous", "previous_error")
 
@@ -59,6 +68,10 @@ class Exchange:
         transport: the ranks to average over.
         optimizer: number of the optimizer on this rank, part of names and random counters.
         wants_sums: also compute QODA's scalars.
+        aux: gives the scalar that rank 0 sends along, asked when an exchange starts.
+
+    Raises:
+        ValueError: a buffer would not fit into one MPI call.
     """
 
     def __init__(
@@ -68,12 +81,13 @@ class Exchange:
         transport: Transport,
         optimizer: int,
         wants_sums: bool = False,
+        aux: Callable[[], float] | None = None,
     ) -> None:
         self.layout, self.settings, self.transport = layout, settings, transport
         self.topology = choose_topology(settings, transport.size)
         self.wants_sums = wants_sums
         self.number = 0
-        self.aux = 0.0
+        self._aux = aux
         self._optimizer = optimizer
         # Seed and optimizer of the random numbers: a run that resumes goes on with its own.
         self._stream = settings.seed | (optimizer & 0xFFF) << 52
@@ -88,16 +102,15 @@ class Exchange:
         self._step: Step | None = None
         self._jobs: list[Job] = []
         self._agreed = False
+        self._local_number: int | None = None
+        # The worker's thread must not outlive the exchange that nobody holds any more.
+        weakref.finalize(self, self._worker.stop)
+        _check_sizes(layout, transport.size, parts)
         self._raw_bytes = sum(x.numel * _ITEMSIZE.get(x.dtype, 4) for x in layout.layers)
 
     @property
     def name(self) -> str:
         return f"horovod_qoda.{self._optimizer}"
-
-    @property
-    def started(self) -> bool:
-        """True from the first :meth:`put` to :meth:`finish`."""
-        return self._step is not None
 
     def agree(self) -> None:
         """Compares settings and layout over ranks, once; raises MismatchError on every rank."""
@@ -106,8 +119,18 @@ class Exchange:
             # Scripts load a checkpoint on rank 0 and broadcast: what adapts follows rank 0 too.
             state = object_of_root(self.transport, self.name + ".state", self.state_dict())
             if self.transport.rank:
-                self.load_state_dict(state)
+                self._adopt(state)
             self._agreed = True
+            if self._local_number not in (None, self.number):
+                raise ValueError(
+                    f"rank {self.transport.rank}: the local state is of exchange "
+                    f"{self._local_number}, the checkpoint of exchange {self.number}"
+                )
+            self._local_number = None
+
+    def disagree(self) -> None:
+        """State was loaded on some rank: :meth:`agree` asks again before the next exchange."""
+        self._agreed = False
 
     def put(self, layer: int, gradient: Any) -> None:
         """Hands over a layer's gradient (a torch tensor; ``None`` means zeros), copying it."""
@@ -173,15 +196,29 @@ class Exchange:
         return {
             "exchange": self.number,
             "stream": self._stream,
+            "settings": self.settings.canonical(),
             "adaptation": self.adaptation.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ValueError where the state is of another model or of other settings."""
-        self.adaptation.load_state_dict(state["adaptation"])
-        self.number = int(state["exchange"])
-        self._stream = int(state["stream"])
+        """Takes a state back; what is local to ranks starts at zero until it is loaded too.
+
+        With other settings only the exchange number is taken, and adaptation starts anew.
+
+        Raises:
+            ValueError: the state is of another model.
+        """
+        self._adopt(state)
         self._agreed = False
+        self._local_number = None
+        if self.wants_sums:
+            for buffer in self._buffers:
+                buffer.previous = buffer.previous_error = None
+            if self.number and self.transport.rank == 0:
+                logger().info(
+                    "compression state loaded; unless load_local_state_dict() follows on every "
+                    "rank, differences from the previous exchange start at zero"
+                )
 
     def local_state_dict(self) -> dict[str, Any]:
         """What differs between ranks, as torch tensors; empty unless QODA's sums are wanted."""
@@ -203,6 +240,8 @@ class Exchange:
     def load_local_state_dict(self, state: dict[str, Any]) -> None:
         """Takes what this rank saved; raises ValueError where it was saved elsewhere."""
         here = (self.transport.rank, self.transport.size)
+        if not state:
+            return
         if (state["rank"], state["ranks"]) != here:
             raise ValueError(
                 f"local state saved by rank {state['rank']} of {state['ranks']}, it cannot be "
@@ -211,10 +250,29 @@ class Exchange:
         for b in self._buffers:
             for kind in _LOCAL:
                 vector = state["vectors"].get(f"{kind}.{b.plan.index}")
+                if vector is not None and kind == "previous" and len(vector) != b.plan.size:
+                    raise ValueError(
+                        f"the local state's buffer {b.plan.index} has {len(vector)} coordinates, "
+                        f"here it has {b.plan.size}: the model or fusion_mb has changed"
+                    )
                 setattr(b, kind, None if vector is None else vector.numpy().copy())
+        self._local_number = int(state["exchange"])
 
     def close(self) -> None:
         self._worker.stop()
+
+    def _adopt(self, state: dict[str, Any]) -> None:
+        mine = self.settings.canonical()
+        changed = [key for key in _ADAPTED if state["settings"].get(key) != mine[key]]
+        if changed:
+            logger().warning(
+                f"the checkpoint was made with other compression settings ({', '.join(changed)}): "
+                "what compression had adapted starts anew"
+            )
+        else:
+            self.adaptation.load_state_dict(state["adaptation"])
+        self.number = int(state["exchange"])
+        self._stream = int(state["stream"])
 
     def _topology_of(self, number: int) -> str:
         return "raw" if number < self.settings.warmup_steps else self.topology
@@ -230,7 +288,7 @@ class Exchange:
             capacities=self._capacities,
             threads=self.settings.threads,
             wants_sums=self.wants_sums,
-            aux=self.aux,
+            aux=self._aux() if self._aux is not None else 0.0,
         )
         if self._topology_of(self.number) != "raw" and is_update(
             self.number - self.settings.warmup_steps
@@ -256,14 +314,15 @@ class Exchange:
     def _update(self, step: Step) -> None:
         assert step.histogram is not None
         seen = self.adaptation.look(self._buffers)
-        counts = np.concatenate([step.histogram.ravel(), seen.ravel()])
+        slopes = self.adaptation.slopes(self._buffers)
+        counts = np.concatenate([step.histogram.ravel(), seen.ravel(), slopes.ravel()])
         total = self.transport.allreduce(self.name + ".update", counts).wait()
         if self.transport.rank == 0:
-            histogram = total[: step.histogram.size].reshape(step.histogram.shape)
+            first, second = step.histogram.size, step.histogram.size + seen.size
             self.adaptation.update(
-                histogram,
-                total[step.histogram.size :].reshape(seen.shape),
-                self.adaptation.slopes(self._buffers),
+                total[:first].reshape(step.histogram.shape),
+                total[first:second].reshape(seen.shape),
+                total[second:].reshape(slopes.shape),
             )
         state = self.adaptation.state_dict()
         state = object_of_root(self.transport, self.name + ".update.state", state)
@@ -272,6 +331,23 @@ class Exchange:
         self._capacities.refit()
         rates = [mean_entropy(stage) for stage in step.histogram if stage.any()]
         step.tally.entropy_bits = float(np.mean(rates)) if rates else float("nan")
+
+
+def _check_sizes(layout: Layout, ranks: int, parts: int) -> None:
+    """Raises ValueError where one MPI call would move 2 GiB; a layer is never split."""
+    for buffer in layout.buffers:
+        kinds = [layout.types[layout.layers[i].type] for i in buffer.layers]
+        sizes = [layout.layers[i].numel for i in buffer.layers]
+        # A third more than the rate, for layers that code worse than the mean.
+        rates = [32 if t.raw else 1.33 * t.bits for t in kinds]
+        each = sum(n * bits / 8 for n, bits in zip(sizes, rates, strict=True))
+        if each * ranks / parts >= _MPI_LIMIT or each >= _MPI_LIMIT:
+            largest = layout.layers[buffer.layers[int(np.argmax(sizes))]]
+            raise ValueError(
+                f"layer {largest.name!r} ({largest.numel:,} coordinates) would take a call of about "
+                f"{each * ranks / parts / 2**30:.1f} GiB, and MPI moves less than 2 at a time; "
+                "use topology='scatter_reduce', fewer bits, or split the layer"
+            )
 
 
 def _timed(steps: Any, step: Step) -> Any:

@@ -50,4 +50,3 @@ class Tally:
     started: float = 0.0
     ended: float = 0.0
     wait_s: float = 0.0
-    sums: list[tuple[float, float]] = field(default_factory=list)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from horovod_qoda import coding
 from horovod_qoda.coding import Header, PayloadError, copy_stats, sum_sq_diff
 from horovod_qoda.exchange.allgather import seal_own
 from horovod_qoda.exchange.buffer import ExchangeBuffer
@@ -78,18 +79,37 @@ def _reduce(
             f"the owner of a chunk received {len(parts)} payloads from {count} ranks"
         )
     headers = step.decode_sum(
-        parts, range(count), rows, total, stage=0, buffer=index, chunk=chunk.index
+        parts, range(count), rows, total, stage=0, buffer=index, chunk=chunk.index, scale=1 / count
     )
-    np.multiply(total, np.float32(1 / count), out=total)
-    second = rows.copy()
-    theirs = [step.steps(part) for part in parts]
-    squares = sum(steps.astype(np.float64) ** 2 for steps, _ in theirs)
-    second["step"] = np.sqrt(squares) / count
-    second["nonfinite"] = np.any([nonfinite for _, nonfinite in theirs], axis=0)
+    second = _second_rows(step, chunk, rows, total, [step.steps(part) for part in parts])
     blob = step.encode(total, second, 1, index, chunk)
     if step.wants_sums:
         _seal_second(step, buffer, chunk, blob, second, total, headers)
     return blob
+
+
+def _second_rows(
+    step: Step,
+    chunk: Chunk,
+    rows: np.ndarray,
+    mean: np.ndarray,
+    received: list[tuple[np.ndarray, np.ndarray]],
+) -> np.ndarray:
+    """Segments of the second stage, with steps from those of the first.
+
+    Where a rank sent float32 because its step was out of range, the mean's own size decides.
+    """
+    second = rows.copy()
+    squares = sum(steps.astype(np.float64) ** 2 for steps, _ in received)
+    second["step"] = np.sqrt(squares) / step.transport.size
+    raw = np.any([kinds == coding.KIND_RAW for _, kinds in received], axis=0)
+    for i, row in enumerate(rows):
+        start, numel = int(row["offset"]), int(row["numel"])
+        sum_sq, finite = copy_stats(mean[start : start + numel])
+        second["nonfinite"][i] = not finite
+        if raw[i]:
+            second["step"][i] = step.adaptation.step(int(chunk.layers[i]), sum_sq, numel)
+    return second
 
 
 def _seal_second(
@@ -113,6 +133,7 @@ def _seal_second(
         chunk=chunk.index,
     )
     error = decoded - mean
+    error[~np.isfinite(error)] = 0  # the sums say NaN by the nodes' own; the difference starts anew
     if buffer.previous_error is None:
         buffer.previous_error = np.zeros_like(error)
     count = step.transport.size

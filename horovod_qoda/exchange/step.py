@@ -123,8 +123,9 @@ class Step:
         stage: int,
         buffer: int,
         chunk: int,
+        scale: float = 1.0,
     ) -> list[Header]:
-        """Decodes what ``ranks`` sent and leaves the sum, in that order, in ``out``.
+        """Decodes what ``ranks`` sent, sums in that order, leaves ``scale`` times it in ``out``.
 
         Raises:
             PayloadError: the bytes are not what those ranks should have sent.
@@ -138,6 +139,7 @@ class Step:
                 expect=[self.header(rank, stage, buffer, chunk) for rank in ranks],
                 book=self.adaptation.books[stage],
                 levels=self.adaptation.levels,
+                scale=scale,
                 threads=self.threads,
             )
         except PayloadError as e:
@@ -154,9 +156,8 @@ class Step:
         coding.seal(blob[_FRAME.size :], sum_sq, sum_sq_diff, aux)
 
     def steps(self, blob: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Step and whether it is non-finite, for each segment of a payload."""
-        steps, kinds = coding.steps(blob[_FRAME.size :])
-        return steps, kinds == coding.KIND_NONFINITE
+        """Step and kind (``coding.KIND_…``) of each segment of a payload."""
+        return coding.steps(blob[_FRAME.size :])
 
 
 def split_frames(received: np.ndarray) -> Iterator[np.ndarray]:

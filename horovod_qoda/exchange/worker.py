@@ -93,6 +93,7 @@ class Worker:
             with self._wake:
                 while not (self._new or active):
                     if self._stopping:
+                        self._thread = None
                         return
                     self._wake.wait()
                 fresh = list(self._new)

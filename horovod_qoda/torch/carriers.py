@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from horovod.torch.mpi_ops import Average
 
 from horovod_qoda import layout as layouts
 from horovod_qoda.exchange import Exchange, ExchangeRecord, Sums
@@ -28,6 +27,19 @@ class Carrier(ABC):
     in_place = False
     """Whether the collective writes into the gradient while it is under way."""
 
+    def settle(self, sparse: np.ndarray) -> None:  # noqa: B027  stock Horovod needs none of these
+        """Before the first exchange: which layers have a sparse gradient on this rank."""
+
+    def agree(self) -> None:  # noqa: B027
+        """Before anything is sent in a step: settles, once, whether all ranks mean the same."""
+
+    def disagree(self) -> None:  # noqa: B027
+        """State was loaded somewhere: the next :meth:`agree` has to ask again."""
+
+    def no_gradient(self, layer: int, p: torch.Tensor) -> torch.Tensor:
+        """What a rank sends for a layer that it did not use."""
+        return torch.zeros_like(p)
+
     @abstractmethod
     def put(self, layer: int, p: torch.Tensor) -> None:
         """Sends the gradient of a layer as it is now."""
@@ -40,9 +52,29 @@ class Carrier(ABC):
     def finish(self) -> tuple[ExchangeRecord, Sums]:
         """Ends the exchange after all results have been taken."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """What is adapted during training, the same on all ranks."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:  # noqa: B027
+        """Takes it back; None where the checkpoint has none."""
+
+    @abstractmethod
+    def local_state_dict(self) -> dict[str, Any]:
+        """What differs between ranks."""
+
+    @abstractmethod
+    def load_local_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what this rank saved."""
+
 
 class LayerwiseCarrier(Carrier):
-    """Our exchange: quantised, entropy coded, averaged."""
+    """Our exchange: quantised, entropy coded, averaged.
+
+    Args:
+        scale: 1 for the mean, the number of ranks for the sum.
+        aux: gives the scalar that rank 0 sends along.
+    """
 
     def __init__(
         self,
@@ -52,30 +84,76 @@ class LayerwiseCarrier(Carrier):
         transport: Transport,
         number: int,
         *,
-        op: Any,
+        scale: int,
         wants_sums: bool,
         sparse_as_dense: bool,
+        aux: Callable[[], float] | None,
     ) -> None:
-        described = [
+        self._described = [
             (n, tuple(p.shape), str(p.dtype)) for n, p in zip(names, parameters, strict=True)
         ]
-        self.layout = layouts.build(described, settings)
         self.wants_sums = wants_sums
-        self.exchange = Exchange(self.layout, settings, transport, number, wants_sums)
-        self.name = self.exchange.name
-        self._scale = 1 if op == Average else transport.size
+        self._settings, self._transport, self._number = settings, transport, number
+        self._scale = scale
         self._sparse_as_dense = sparse_as_dense
+        self._aux = aux
+        self._sparse: set[int] = set()
+        # Until the first step nobody knows which layers are sparse, nor what state belongs where.
+        self._settled = False
+        self._loaded: dict[str, Any] = {}
+        self._loaded_local: dict[str, Any] = {}
+        self._lay_out()
+        self.name = self.exchange.name
+
+    def settle(self, sparse: np.ndarray) -> None:
+        self.exchange.agree()
+        if not self._sparse_as_dense:
+            mine = sparse.astype(np.uint8)
+            gathered = self._transport.allgather(self.name + ".sparse", mine).wait()
+            table = gathered.reshape(self._transport.size, -1)
+            self._sparse = set(np.flatnonzero(table.any(axis=0)).tolist())
+        if self._sparse:
+            self._lay_out()
+        self._settled = True
+        if self._loaded:
+            self.exchange.load_state_dict(self._loaded)
+        if self._loaded_local:
+            self.exchange.load_local_state_dict(self._loaded_local)
+        self._loaded, self._loaded_local = {}, {}
+        self.exchange.disagree()
+
+    def agree(self) -> None:
+        self.exchange.agree()
+
+    def disagree(self) -> None:
+        self.exchange.disagree()
+
+    def no_gradient(self, layer: int, p: torch.Tensor) -> torch.Tensor:
+        if layer not in self._sparse:
+            return torch.zeros_like(p)
+        rows = torch.zeros((1, 0), dtype=torch.long, device=p.device)
+        return torch.sparse_coo_tensor(rows, p.new_zeros((0, *p.shape[1:])), p.shape)
 
     def put(self, layer: int, p: torch.Tensor) -> None:
+        if layer in self._sparse:
+            return
         gradient = p.grad
         if gradient is not None and gradient.is_sparse:
-            # A sparse gradient travels by Horovod's own sparse path; its place here stays zero.
-            gradient = gradient.to_dense() if self._sparse_as_dense else None
-        self.exchange.put(layer, gradient)
+            if not self._sparse_as_dense:
+                raise RuntimeError(
+                    f"the gradient of {self._described[layer][0]!r} became sparse after the first "
+                    "step; pass sparse_as_dense=True to DistributedOptimizer"
+                )
+            gradient = gradient.to_dense()
+        self.exchange.put(self._place[layer], gradient)
+
+    def count_sparse(self, gradient: torch.Tensor) -> None:
+        """Counts what Horovod's sparse path is about to send."""
+        self._transport.sent_bytes += gradient._values().nbytes + gradient._indices().nbytes
 
     def result(self, layer: int, p: torch.Tensor) -> Result:
         def wait() -> torch.Tensor:
-            mean = torch.from_numpy(self.exchange.mean(layer)).view(p.shape)
+            mean = torch.from_numpy(self.exchange.mean(self._place[layer])).view(p.shape)
             assert p.grad is not None
             # Copied into the gradient's own memory: Horovod makes p.grad an alias of what is
             # returned, and the buffer is written again by the next exchange.
@@ -86,7 +164,36 @@ class LayerwiseCarrier(Carrier):
         return wait, None
 
     def finish(self) -> tuple[ExchangeRecord, Sums]:
-        return self.exchange.finish()
+        record, sums = self.exchange.finish()
+        square = self._scale**2
+        return record, Sums(sums.sum_sq * square, sums.sum_sq_diff * square, sums.aux)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._loaded or self.exchange.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        if self._settled and state:
+            self.exchange.load_state_dict(state)
+        elif not self._settled:
+            self._loaded, self._loaded_local = state or {}, {}
+
+    def local_state_dict(self) -> dict[str, Any]:
+        return self._loaded_local or self.exchange.local_state_dict()
+
+    def load_local_state_dict(self, state: dict[str, Any]) -> None:
+        if self._settled:
+            self.exchange.load_local_state_dict(state)
+        else:
+            self._loaded_local = state
+
+    def _lay_out(self) -> None:
+        dense = [i for i in range(len(self._described)) if i not in self._sparse]
+        self._place = {layer: k for k, layer in enumerate(dense)}
+        sparse = [self._described[i][0] for i in sorted(self._sparse)]
+        self.layout = layouts.build([self._described[i] for i in dense], self._settings, sparse)
+        self.exchange = Exchange(
+            self.layout, self._settings, self._transport, self._number, self.wants_sums, self._aux
+        )
 
 
 class CountedCompression:
@@ -122,6 +229,7 @@ class StockCarrier(Carrier):
         compression: CountedCompression,
         transport: Transport,
         number: int,
+        scale: int,
         wants_sums: bool,
     ) -> None:
         self.name = f"horovod_qoda.{number}"
@@ -131,6 +239,7 @@ class StockCarrier(Carrier):
         self._compression = compression
         self._transport = transport
         self._results: dict[int, Result] = {}
+        self._scale = scale
         self._own: list[float] = [0.0, 0.0]
         self._previous: dict[int, torch.Tensor] = {}
         self._number = 0
@@ -182,16 +291,27 @@ class StockCarrier(Carrier):
         self._waited = 0.0
         return record, sums
 
+    def local_state_dict(self) -> dict[str, Any]:
+        return {"previous": {i: g.clone() for i, g in self._previous.items()}}
+
+    def load_local_state_dict(self, state: dict[str, Any]) -> None:
+        self._previous = {i: g.clone() for i, g in state.get("previous", {}).items()}
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        self._previous.clear()
+
     def _add_sums(self, layer: int, gradient: torch.Tensor) -> None:
         now = (gradient.to_dense() if gradient.is_sparse else gradient).detach().clone()
         before = self._previous.get(layer)
         self._own[0] += float(now.double().square().sum())
         change = now if before is None else now.double() - before.double()
         self._own[1] += float(change.double().square().sum())
-        self._previous[layer] = now
+        if bool(now.isfinite().all()):
+            self._previous[layer] = now
 
     def _gather_sums(self) -> Sums:
         pairs = self._transport.allgather(self.name + ".sums", np.array(self._own)).wait()
-        total = pairs.reshape(-1, 2).sum(axis=0) / self._transport.size**2
+        factor = (self._scale / self._transport.size) ** 2
+        total = pairs.reshape(-1, 2).sum(axis=0) * factor
         self._own = [0.0, 0.0]
         return Sums(float(total[0]), float(total[1]), None)

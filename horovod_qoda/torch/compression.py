@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import horovod.torch as hvd
 import numpy as np
 import torch
 from horovod.torch.compression import Compressor, FP16Compressor, NoneCompressor
@@ -140,13 +141,15 @@ class _Context:
         self.shape, self.dtype, self.device = tuple(tensor.shape), tensor.dtype, tensor.device
         wanted = {k: getattr(settings, k) for k in RULE_KEYS}
         self._layout = _plan(self.shape, str(tensor.dtype), **wanted)
+        # Ranks that shared their random numbers would make errors that do not average out.
+        rank = hvd.rank() if hvd.is_initialized() else 0
         self.header = coding.Header(
             layout_hash=self._layout.hash,
             exchange=number,
-            rank=0,
+            rank=rank,
             stage=0,
             chunk=0,
-            key=settings.seed,
+            key=settings.seed | rank << 32,
         )
 
     def workspace(self) -> tuple[ExchangeBuffer, Adaptation]:

@@ -12,18 +12,15 @@ from horovod.torch.compression import FP16Compressor, NoneCompressor
 
 import horovod_qoda.torch as plugin
 from horovod_qoda.logs import logger
-from horovod_qoda.settings import Settings
 from horovod_qoda.torch.compression import LayerwiseCompressor
 
 
-def install(settings: Settings, replace: bool) -> None:
+def install(replace: bool) -> None:
     """Makes ``import horovod.torch`` mean ``horovod_qoda.torch`` in this process.
 
     Args:
-        settings: of the compressor that scripts get which name none.
-        replace: scripts that name ``Compression.none`` or ``fp16`` get it too.
+        replace: scripts that name ``Compression.none`` or ``fp16`` get layer-wise compression.
     """
-    chosen = LayerwiseCompressor(**{k: getattr(settings, k) for k in settings.__dataclass_fields__})
     distributed = plugin.DistributedOptimizer
 
     def DistributedOptimizer(
@@ -34,8 +31,9 @@ def install(settings: Settings, replace: bool) -> None:
                 f"the script's {compression.__name__} is replaced by layer-wise compression; "
                 "--respect-script keeps it"
             )
-            compression = chosen
-        return distributed(optimizer, named_parameters, compression or chosen, *args, **kw)
+            compression = None
+        wanted = LayerwiseCompressor if compression is None else compression
+        return distributed(optimizer, named_parameters, wanted, *args, **kw)
 
     DistributedOptimizer.__doc__ = distributed.__doc__
     names = vars(plugin).copy()

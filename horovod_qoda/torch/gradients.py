@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 
 from horovod_qoda.exchange import ExchangeRecord, Sums, agree_on_parameters
@@ -47,9 +48,6 @@ class Gradients:
         self._check_every = replica_check_steps
         self._steps = 0
 
-    def owns(self, p: torch.Tensor) -> bool:
-        return id(p) in self._layer
-
     def fired(self, p: torch.Tensor, passes: int) -> None:
         """Called by the hook of a parameter, after its gradient was accumulated."""
         # requires_grad turned off after the forward pass: the hook fires, nothing is accumulated.
@@ -64,9 +62,10 @@ class Gradients:
         self.rule.check([p.grad for p in self.parameters], passes, self.carrier.in_place)
         if self._steps == 0:
             self._first()
+        self.carrier.agree()
         for layer, p in enumerate(self.parameters):
             if p.grad is None:
-                p.grad = torch.zeros_like(p)
+                p.grad = self.carrier.no_gradient(layer, p)
             if not self.rule.sent(layer):
                 self.carrier.put(layer, p)
 
@@ -89,12 +88,25 @@ class Gradients:
         self._steps += 1
         return sums
 
-    def after_step(self) -> None:
+    def refuse_unknown(self, groups: list[dict[str, Any]], names: dict[torch.Tensor, str]) -> None:
+        """Raises RuntimeError for a gradient that no rank would exchange."""
+        for p in (p for group in groups for p in group["params"]):
+            if p.requires_grad and p.grad is not None and id(p) not in self._layer:
+                raise RuntimeError(
+                    f"{names.get(p, 'a parameter')!r} was frozen when DistributedOptimizer was "
+                    "made, so its gradient would stay local: unfreeze it before wrapping, or wrap "
+                    "a new optimizer"
+                )
+
+    def after_step(self, groups: list[dict[str, Any]], names: dict[torch.Tensor, str]) -> None:
         """After the parameters were updated: compares replicas where it is time."""
         if self._check_every and self._steps and self._steps % self._check_every == 0:
+            everything = [p for group in groups for p in group["params"]]
             self._compare(
+                [names[p] for p in everything],
+                everything,
                 "the replicas have drifted apart: do all ranks run one torch build on one kind of "
-                "processor, and does the script change parameters outside optimizer.step()?"
+                "processor, and does the script change parameters outside optimizer.step()?",
             )
 
     def zeroed(self) -> None:
@@ -122,13 +134,15 @@ class Gradients:
             self.paused = before
 
     def _first(self) -> None:
+        sparse = np.array([p.grad is not None and p.grad.is_sparse for p in self.parameters])
+        self.carrier.settle(sparse)
         if isinstance(self.carrier, LayerwiseCarrier):
-            self.carrier.exchange.agree()
             self._compare(
-                "call hvd.broadcast_parameters(model.state_dict(), root_rank=0) before training"
+                self.names,
+                self.parameters,
+                "call hvd.broadcast_parameters(model.state_dict(), root_rank=0) before training",
             )
 
-    def _compare(self, remedy: str) -> None:
-        agree_on_parameters(
-            self.transport, self.carrier.name, self.names, hash_parameters(self.parameters), remedy
-        )
+    def _compare(self, names: list[str], parameters: list[torch.Tensor], remedy: str) -> None:
+        hashes = hash_parameters(parameters)
+        agree_on_parameters(self.transport, self.carrier.name, names, hashes, remedy)

@@ -28,9 +28,10 @@ def summarize(carrier: Carrier, record: ExchangeRecord, ranks: int) -> None:
         return
     settings = carrier.exchange.settings
     numel = sum(x.numel for x in quantized)
+    bits = sum(x.numel * layout.types[x.type].rate for x in quantized) / numel
     text = (
         f"{len(quantized)} of {len(layout.layers)} layers ({numel:,} coordinates) are quantised to "
-        f"{settings.bits:g} bits ({settings.quantizer}), {carrier.exchange.topology} over {ranks} "
+        f"about {bits:.3g} bits ({settings.quantizer}), {carrier.exchange.topology} over {ranks} "
         f"rank{'s' if ranks != 1 else ''}"
     )
     if raw:
@@ -38,7 +39,7 @@ def summarize(carrier: Carrier, record: ExchangeRecord, ranks: int) -> None:
     expected = (
         sum(x.numel for x in layout.layers)
         * 32
-        / (numel * settings.bits + 32 * sum(x.numel for x in layout.layers if x.why_raw))
+        / (numel * bits + 32 * sum(x.numel for x in layout.layers if x.why_raw))
     )
     stages = 2 if carrier.exchange.topology == "scatter_reduce" else 1
     logger().info(

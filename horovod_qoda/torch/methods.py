@@ -1,0 +1,244 @@
+"""The functions that replace some of Horovod's in the class it builds around an optimizer."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from horovod.torch.mpi_ops import Average
+from horovod.torch.optimizer import _DistributedOptimizer
+
+from horovod_qoda.exchange import ExchangeRecord
+from horovod_qoda.logs import logger
+from horovod_qoda.settings import Settings
+from horovod_qoda.torch.carriers import Carrier, LayerwiseCarrier, Result, StockCarrier
+from horovod_qoda.torch.gradients import Gradients
+from horovod_qoda.transport import HorovodTransport
+
+STATE_KEY = "horovod_qoda"
+
+LOAD_KEY = "horovod_qoda_load"
+"""In ``param_groups[0]``: a mark of the last load. Horovod broadcasts it with the rest, so ranks
+that did not load themselves learn that the exchange's state must be agreed on again."""
+
+stock = dict(_DistributedOptimizer.__dict__)
+
+_made: Counter[int] = Counter()
+
+
+def attach(
+    self: Any, settings: Settings | None, overlap: bool | str, replica_check_steps: int
+) -> None:
+    """Gives a wrapped optimizer its carrier and registers the hooks.
+
+    Args:
+        settings: of the layer-wise compressor; None sends by stock Horovod.
+    """
+    parameters = [p for g in self.param_groups for p in g["params"] if p.requires_grad]
+    if not parameters:
+        raise ValueError("DistributedOptimizer: no parameter requires a gradient")
+    names = [self._parameter_names[p] for p in parameters]
+    transport = HorovodTransport(self.process_set)
+    # Counted for each process set, because ranks outside of it make no exchange.
+    process_set = int(self.process_set.process_set_id)
+    number = process_set << 8 | _made[process_set]
+    _made[process_set] += 1
+    wants_sums = hasattr(self, "receive_sums")
+    scale = 1 if self.op == Average else transport.size
+    carrier: Carrier
+    if settings is not None:
+        carrier = LayerwiseCarrier(
+            names, parameters, settings, transport, number, scale=scale, wants_sums=wants_sums,
+            sparse_as_dense=self.sparse_as_dense,
+            aux=_weak(self, "last_move_sq") if wants_sums else None,
+        )  # fmt: skip
+    else:
+        send = _weak(self, "_stock_allreduce")
+        carrier = StockCarrier(
+            parameters, send, self._compression, transport, number, scale, wants_sums
+        )
+    self.param_groups[0].setdefault(LOAD_KEY, 0)
+    self._seen_load = self.param_groups[0][LOAD_KEY]
+    self._options = (settings, overlap, replica_check_steps)
+    self._gradients = Gradients(names, parameters, carrier, transport, overlap, replica_check_steps)
+    for p in parameters:
+        if p not in self._requires_update:
+            self._requires_update.add(p)
+            accumulator = p.expand_as(p).grad_fn.next_functions[0][0]
+            accumulator.register_hook(self._make_hook(p))
+            self._grad_accs.append(accumulator)
+
+
+def _weak(self: Any, name: str) -> Callable[..., Any]:
+    """A method that does not keep its optimizer alive."""
+    reference = weakref.ref(self)
+
+    def call(*args: Any) -> Any:
+        return getattr(reference(), name)(*args)
+
+    return call
+
+
+def _stock_allreduce(self: Any, p: torch.Tensor) -> Result:
+    return stock["_allreduce_grad_async"](self, p)
+
+
+def _register_hooks(self: Any) -> None:
+    """Stock calls this before there is a carrier, and not at size 1: :func:`attach` does it."""
+
+
+def _make_hook(self: Any, p: torch.Tensor) -> Callable[..., None]:
+    # An optimizer that nobody holds any more must not react to its parameters' gradients.
+    reference = weakref.ref(self)
+
+    def hook(*ignored: Any) -> None:
+        optimizer = reference()
+        if optimizer is not None:
+            optimizer._gradients.fired(p, optimizer.backward_passes_per_step)
+
+    return hook
+
+
+def _allreduce_grad_async(self: Any, p: torch.Tensor) -> Result:
+    """Called by stock ``synchronize()`` for every parameter."""
+    carrier = self._gradients.carrier
+    assert p.grad is not None
+    if isinstance(carrier, LayerwiseCarrier) and p.grad.is_sparse and not self.sparse_as_dense:
+        carrier.count_sparse(p.grad)
+        return stock["_sparse_allreduce_grad_async"](self, p, self._parameter_names[p])
+    return self._gradients.result(p)
+
+
+def synchronize(self: Any) -> None:
+    """Averages the gradients of all ranks into ``p.grad``; returns when all are there."""
+    gradients = _gradients(self)
+    if gradients is None:
+        stock["synchronize"](self)
+        return
+    mark = self.param_groups[0].get(LOAD_KEY, 0)
+    if mark != self._seen_load:
+        self._seen_load = mark
+        gradients.carrier.disagree()
+    gradients.refuse_unknown(self.param_groups, self._parameter_names)
+    gradients.begin(self.backward_passes_per_step)
+    stock["synchronize"](self)
+    sums = gradients.end()
+    if gradients.carrier.wants_sums:
+        self.receive_sums(sums.sum_sq, sums.sum_sq_diff, sums.aux)
+
+
+def step(self: Any, closure: Any = None) -> Any:
+    """Synchronizes, unless told to skip it, and takes the optimizer's step.
+
+    A closure is evaluated once, before the gradients it computes are exchanged.
+
+    Raises:
+        ValueError: a closure under ``skip_synchronize()``, whose gradients nobody would average.
+    """
+    loss = None
+    if closure is not None:
+        if not self._should_synchronize:
+            raise ValueError(
+                "step(closure) under skip_synchronize(): call step() without a closure"
+            )
+        with torch.enable_grad():
+            loss = closure()
+    result = stock["step"](self, None)
+    gradients = _gradients(self)
+    if gradients is not None:
+        gradients.after_step(self.param_groups, self._parameter_names)
+    return result if closure is None else loss
+
+
+def zero_grad(self: Any, set_to_none: bool = True) -> None:
+    """Clears gradients; raises OverlapError where some have been sent but not yet used."""
+    gradients = _gradients(self)
+    if gradients is not None:
+        gradients.zeroed()
+    super(self.__class__, self).zero_grad(set_to_none)
+
+
+def add_param_group(self: Any, param_group: dict[str, Any]) -> None:
+    """Adds parameters, on all ranks between two steps; the exchange starts anew with them.
+
+    Parameters get the names ``group<i>.<j>``, unless the optimizer was given names for them.
+    """
+    super(self.__class__, self).add_param_group(param_group)
+    if _gradients(self) is None:
+        return
+    place = len(self.param_groups) - 1
+    for j, p in enumerate(self.param_groups[place]["params"]):
+        self._parameter_names.setdefault(p, f"group{place}.{j}")
+    logger().info("a parameter group was added: what compression had adapted starts anew")
+    listeners = self._gradients.listeners
+    attach(self, *self._options)
+    self._gradients.listeners = listeners
+
+
+def add_listener(self: Any, listener: Callable[[ExchangeRecord], None]) -> None:
+    """Calls ``listener`` with the record of every exchange, in the training thread."""
+    gradients = _gradients(self)
+    if gradients is not None:
+        gradients.listeners.append(listener)
+
+
+def no_sync(self: Any) -> Any:
+    """Context manager in which backward only accumulates, on this rank alone."""
+    return self._gradients.pause()
+
+
+def state_dict(self: Any) -> dict[str, Any]:
+    """The optimizer's state and, under ``"horovod_qoda"``, what compression has adapted.
+
+    The same on all ranks; one rank's is enough for a checkpoint.
+    """
+    state = super(self.__class__, self).state_dict()
+    gradients = _gradients(self)
+    if gradients is not None and (shared := gradients.carrier.state_dict()):
+        state[STATE_KEY] = shared
+    return state
+
+
+def load_state_dict(self: Any, state_dict: dict[str, Any]) -> None:
+    """Loads what :func:`state_dict` returned, also of an optimizer that was never wrapped.
+
+    On every rank, or on rank 0 and then ``hvd.broadcast_optimizer_state``.
+    """
+    state = {key: value for key, value in state_dict.items() if key != STATE_KEY}
+    stock["load_state_dict"](self, state)
+    gradients = _gradients(self)
+    if gradients is not None:
+        self.param_groups[0][LOAD_KEY] = int.from_bytes(os.urandom(6), "little") + 1
+        gradients.carrier.load_state_dict(state_dict.get(STATE_KEY))
+
+
+def local_state_dict(self: Any) -> dict[str, Any]:
+    """What differs between ranks: this rank's previous vector, for QODA. One file a rank."""
+    gradients = _gradients(self)
+    return {} if gradients is None else gradients.carrier.local_state_dict()
+
+
+def load_local_state_dict(self: Any, state: dict[str, Any]) -> None:
+    """Loads what :func:`local_state_dict` returned on this rank, after :func:`load_state_dict`."""
+    gradients = _gradients(self)
+    if gradients is not None:
+        gradients.carrier.load_local_state_dict(state)
+
+
+def _gradients(self: Any) -> Gradients | None:
+    """None while stock's constructor runs, and on ranks outside the process set."""
+    return getattr(self, "_gradients", None)
+
+
+replacements = {
+    f.__name__: f
+    for f in (
+        _stock_allreduce, _register_hooks, _make_hook, _allreduce_grad_async, synchronize, step,
+        zero_grad, add_param_group, add_listener, no_sync, state_dict, load_state_dict,
+        local_state_dict, load_local_state_dict,
+    )
+}  # fmt: skip
