@@ -122,7 +122,8 @@ class Adaptation:
         times coordinates, and those coordinates; int64 [rates, 2] in units of 1 / 1024.
 
         The gain is 1 where coordinates spread over many steps and the share of live coordinates
-        where most are zero: without it the controller would take a sparse model for one off its target.
+        where most are zero; a controller that took 1 for granted would never reach a sparse
+        model's target.
         """
         gained, weight = np.zeros((2, len(self._rates)))
         for buffer in buffers:

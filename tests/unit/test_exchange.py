@@ -78,7 +78,8 @@ def test_means_agree_to_the_bit_and_are_close(size, topology, quantizer):
             assert all(g.tobytes() == got[0].tobytes() for g in got)
             error = np.sum((got[0] - want[layer]) ** 2)
             if not SHAPES[layer][0].endswith("weight") and SHAPES[layer][0] != "c":
-                np.testing.assert_allclose(got[0], want[layer], rtol=1e-6)
+                # float32 sums of scaled values: an ulp or two of the summands
+                np.testing.assert_allclose(got[0], want[layer], rtol=1e-6, atol=3e-7)
             else:
                 power = np.sum(want[layer] ** 2)
                 assert 0 < error < 0.12 * power, (step, SHAPES[layer][0], error / power)
