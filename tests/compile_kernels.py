@@ -29,7 +29,7 @@ POINTERS = {
     "*u8": "codes payloads body",
     "*i16": "words payloads16 body16",
     "*i32": "counters bad coding call level_counts counts program_type tables states freq slots "
-    "payloads32 error body32 kinds dithered calls last checksums",
+    "payloads32 error body32 kinds dithered calls last checksums starts",
     "*i64": "tile_piece tile_start pieces code_at block_type group_piece group_start places "
     "places_of_blocks span_at span_to span_n jobs sources raw_at piece_from piece_to piece_n "
     "word_at n_words",
@@ -52,7 +52,7 @@ def variants(quick):
     yield sample.count_all, {"TILE": 1024}, 4
     yield rans.encode_streams, {}, 1
     yield rans.decode_streams, {}, 1
-    yield rans.fill_slots, {"WIDTH": 32}, 4
+    yield rans.fill_slots, {"WIDTH": 1024}, 4
     yield pack.pack_blocks, {"TILE": 1024}, 4
     yield checksum.checksum_blocks, {"LANES": checksum.LANES}, 8
     yield pack.copy_pieces, {"TILE": 4096}, 4

@@ -25,7 +25,7 @@ from horovod_qoda.kernels.tables import certain_code
 
 TILE = 1024
 MOST_TAIL = 1024
-SLOT_WIDTH = 32
+SLOT_WIDTH = 1024
 
 TOGETHER = 4
 """Payloads decoded side by side: a stream is one warp, and 64 MB of gradients have 256 of them, too
@@ -177,6 +177,7 @@ def _decode_some(
         sources[p, :, f.LOW_BIT_AT.value] += 8 * start
         raw_at[p] += start
     sides = np.stack([np.append(part["sides"], np.float32(0)) for part in unpacked])
+    freq = np.stack([part["freq"] for part in unpacked]).astype(np.int32)
     there = memory.upload(
         "decode",
         {
@@ -188,7 +189,8 @@ def _decode_some(
             "sides": sides.astype(np.float32),
             "dithered": (segments["reconstruction"] == DITHERED).astype(np.int32),
             "calls": np.stack([call_words(header) for header in headers]),
-            "freq": np.stack([part["freq"] for part in unpacked]).astype(np.int32),
+            "freq": freq,
+            "starts": (np.cumsum(freq, axis=-1) - freq).astype(np.int32),
         },
     )
     codes = memory.buffer("decoded", max(count * n, 1), torch.uint8)
@@ -198,7 +200,7 @@ def _decode_some(
     if n_blocks:
         slots = memory.buffer("slots", count * n_types * 4096, torch.int32)
         fill_slots[(count * n_types, 4096 // SLOT_WIDTH)](
-            there["freq"], slots, WIDTH=SLOT_WIDTH, num_warps=4
+            there["freq"], there["starts"], slots, WIDTH=SLOT_WIDTH, num_warps=4
         )
         decode_streams[(count * n_blocks,)](
             data, data.view(torch.int16), data.view(torch.int32), there["jobs"], slots, codes,

@@ -142,22 +142,22 @@ def encode_streams(codes, places_of_blocks, block_type, tables, words, states, c
 
 
 @triton.jit
-def fill_slots(freq, slots, WIDTH: tl.constexpr):
+def fill_slots(freq, starts, slots, WIDTH: tl.constexpr):
     """Decoding tables: (slot - start) << 20 | frequency << 8 | code for each of 4096 slots.
 
     Args:
-        freq: int32 [n_tables, 256]; slots: int32 [n_tables, 4096]. Grid: (n_tables, 4096 / WIDTH).
+        freq, starts: int32 [n_tables, 256]. A slot's code is the last that starts at or before it.
+        slots: int32 [n_tables, 4096]. Grid: (n_tables, 4096 / WIDTH).
     """
     table = tl.program_id(0)
     slot = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    code = tl.arange(0, 256)
-    every = tl.load(freq + table * 256 + code)
-    end = tl.cumsum(every, axis=0)
-    mine = tl.sum((slot[:, None] >= end[None, :]).to(tl.int32), axis=1)
-    here = code[None, :] == mine[:, None]
-    start = tl.sum(tl.where(here, (end - every)[None, :], 0), axis=1)
-    width = tl.sum(tl.where(here, every[None, :], 0), axis=1)
-    entry = ((slot - start) << 20) | (width << 8) | mine
+    starts += table * 256
+    code = tl.zeros([WIDTH], tl.int32)
+    for bit in tl.static_range(8):
+        higher = code + (128 >> bit)
+        code = tl.where(slot >= tl.load(starts + higher), higher, code)
+    width = tl.load(freq + table * 256 + code)
+    entry = ((slot - tl.load(starts + code)) << 20) | (width << 8) | code
     tl.store(slots + table * 4096 + slot, entry)
 
 

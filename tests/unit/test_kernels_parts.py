@@ -100,7 +100,8 @@ def test_slots_are_the_tables_spread_out():
     freq[1, 1:256] = 16
     freq[1, 0] = 4096 - 255 * 16
     slots = torch.full((2, 4096), -1, dtype=torch.int32, device=ON)
-    fill_slots[(2, 32)](on_device(freq), slots, WIDTH=128)
+    starts = np.cumsum(freq, axis=1) - freq
+    fill_slots[(2, 8)](on_device(freq), on_device(starts.astype(np.int32)), slots, WIDTH=512)
     for row in range(2):
         code = np.repeat(np.arange(256), freq[row])
         start = np.cumsum(freq[row]) - freq[row]
