@@ -345,7 +345,7 @@ def _check_sizes(layout: Layout, ranks: int, parts: int) -> None:
             largest = layout.layers[buffer.layers[int(np.argmax(sizes))]]
             raise ValueError(
                 f"layer {largest.name!r} ({largest.numel:,} coordinates) would take a call of "
-                f"about {each * ranks / parts / 2**30:.1f} GiB, and MPI moves less than 2 at a time; "
+                f"about {each * ranks / parts / 2**30:.1f} GiB, and MPI moves less than 2: "
                 "use topology='scatter_reduce', fewer bits, or split the layer"
             )
 
