@@ -275,6 +275,89 @@ def sparse_gradients():
             torch.testing.assert_close(model["embed"].weight.data, twin.weight)
 
 
+def refused(error, words, call, *args, **kwargs):
+    try:
+        call(*args, **kwargs)
+    except error as e:
+        assert words in str(e), str(e)
+        return
+    raise AssertionError(f"not refused: {words}")
+
+
+def refusals():
+    """What cannot work is refused by name, before anything is sent."""
+    m, _ = players()
+    wrap = hvd.DistributedOptimizer
+    sgd = torch.optim.SGD(m.parameters(), lr=0.1)
+    refused(ValueError, "op=", wrap, sgd, m.named_parameters(), op=hvd.Min)
+    refused(ValueError, "LBFGS", wrap, torch.optim.LBFGS(m.parameters()), m.named_parameters())
+    wrapped = wrap(sgd, m.named_parameters())
+    refused(ValueError, "already", wrap, wrapped, m.named_parameters())
+    m.requires_grad_(False)
+    frozen = torch.optim.SGD(m.parameters(), lr=0.1)
+    refused(ValueError, "no parameter requires", wrap, frozen, m.named_parameters())
+    m[2].requires_grad_(True)
+    half = wrap(torch.optim.SGD(m.parameters(), lr=0.1), m.named_parameters(), **RAW)
+    m[0].requires_grad_(True)
+    m(batch()[0]).square().mean().backward()
+    refused(RuntimeError, "'0.weight' was frozen", half.step)
+
+
+def sum_closure_scheduler_and_new_group():
+    """op=Sum, step(closure), a scheduler made before wrapping, and a group added later."""
+    m, late = players()
+    inner = torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9)
+    m(torch.ones(1, 8)).sum().backward()
+    inner.step()
+    schedule = torch.optim.lr_scheduler.StepLR(inner, 1)
+    optimizer = hvd.DistributedOptimizer(inner, m.named_parameters(), op=hvd.Sum, **RAW)
+    assert optimizer.state, "momentum was lost"
+    schedule.step()
+    assert abs(optimizer.param_groups[0]["lr"] - 0.01) < 1e-9
+    hvd.broadcast_parameters(m.state_dict(), root_rank=0)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = m(batch()[0]).square().mean()
+        loss.backward()
+        closure.local = [p.grad.clone() for p in m.parameters()]
+        return loss
+
+    for _ in range(5):
+        assert float(optimizer.step(closure)) > 0
+        for i, (p, g) in enumerate(zip(m.parameters(), closure.local, strict=True)):
+            want = hvd.allreduce(g, name=f"sum{i}", op=hvd.Sum)
+            torch.testing.assert_close(p.grad, want, rtol=1e-6, atol=1e-7)
+    with optimizer.skip_synchronize():
+        refused(ValueError, "skip_synchronize", optimizer.step, closure)
+    optimizer.add_param_group({"params": list(late.parameters())})
+    hvd.broadcast_parameters(late.state_dict(), root_rank=0)
+    for _ in range(5):
+        optimizer.zero_grad()
+        x = batch()
+        (m(x[0]).square().mean() + late(x[1]).square().mean()).backward()
+        optimizer.step()
+    mine = torch.cat([p.detach().reshape(-1) for x in (m, late) for p in x.parameters()])
+    both = hvd.allgather(mine.reshape(1, -1), name="replicas")
+    assert (both == both[0]).all()
+
+
+def optimizers_of_different_process_sets():
+    """One of rank 0 alone, then one of all: names and numbers still match."""
+    alone = hvd.add_process_set([0])
+    m, d = players()
+    first = hvd.DistributedOptimizer(
+        torch.optim.SGD(m.parameters(), lr=0.1), m.named_parameters(), process_set=alone
+    )
+    second = Checked(torch.optim.SGD, d)
+    for _ in range(5):
+        for o, net, x in ((first, m, batch()[0]), (second, d, batch()[1])):
+            o.zero_grad()
+            net(x).square().mean().backward()
+            o.step()
+    hvd.remove_process_set(alone)
+
+
 def two_optimizers_of_one_kind():
     """Equal parameter names in two optimizers."""
     a, b = players()[0], players()[0]
