@@ -288,6 +288,39 @@ def test_malformed_streams_are_refused(coder, rng):
         decode(bad, segments, torch.zeros(n, device=coder.device), expect=HEADER, coder=coder)
 
 
+def random_case(rng, longest):
+    """Segments of any quantizer and size, values of any scale, and their level sequences."""
+    specs = []
+    for _ in range(rng.integers(1, 5)):
+        q = int(rng.choice([0, 1, 1, 1, 2, 3]))
+        specs.append(
+            {
+                "numel": int(rng.integers(1, longest)),
+                "index": 1024 * int(rng.integers(0, 50)),
+                "quantizer": q,
+                "step": np.float32(10.0 ** rng.uniform(-3, 1)) * (rng.random() > 0.1),
+                "reconstruction": int(rng.integers(2)) if q == 1 else 0,
+                "norm": int(rng.integers(2)),
+                "bucket": int(rng.choice([0, 16, 64, 256])) if q > 1 else 0,
+                "levels": int(rng.integers(2)) if q > 1 else 0,
+                "nonfinite": int(rng.random() < 0.05),
+            }
+        )
+    segments, n = rows(*specs)
+    segments["type"] = np.sort(rng.integers(0, 3, len(specs)))
+    scale = 10.0 ** rng.uniform(-2, 2)
+    values = (rng.standard_normal(n) * scale).astype(np.float32)
+    values[rng.random(n) < 0.2] = 0
+    return segments, values, [uniform(int(rng.integers(0, 5))), exponential(3)]
+
+
+def test_random_layouts_and_values(coder, rng):
+    on_gpu = coder.device.type == "cuda"
+    for _ in range(40 if on_gpu else 1):
+        segments, values, levels = random_case(rng, 100_000 if on_gpu else 120)
+        check_both_ways(coder, rng, values, segments, levels=levels)
+
+
 @pytest.mark.gpu
 def test_many_blocks_types_and_sizes_on_a_device(rng):
     coder = Coder("cuda")
