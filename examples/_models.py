@@ -30,9 +30,9 @@ LATENT = 64
 # Two hidden layers of 1,024 for each player give 3.8 million parameters together.
 WIDTH = 1024
 
-# Pixels of the untrained generator have a standard deviation near 0.35: enough variety to start from
-# (at 0.1 the generator passes through the mean image for hundreds of steps), not saturated (at 1.0
-# the blobs of the start are still there after 500 steps).
+# Pixels of the untrained generator have a standard deviation near 0.35: enough variety to start
+# from (at 0.1 the generator passes through the mean image for hundreds of steps), not saturated
+# (at 1.0 the blobs of the start are still there after 500 steps).
 OUTPUT_GAIN = 0.4
 # Strokes and edges of the images are some 4 pixels wide.
 SMOOTH_PIXELS = 2.0

@@ -37,9 +37,9 @@ from horovod_qoda.monitor import Monitor, read_lines  # QODA: bytes and times of
 # QODA's rates are (1 + sum of squared gradient differences)^(-1/2). Raw gradients of a WGAN-GP have
 # norms of 5 to 40: that sum is in the hundreds after a step and, where the first steps overshot,
 # stays so large that nothing moves any more. The factor 0.01 makes the "1 +" worth the first few
-# hundred steps. With it 6 diverges and 3 can still overshoot in the first 30 steps, which slows the
-# next hundreds; 2 is as good after 400 steps. The warm-up is for the critic, whose slope the penalty
-# does not hold yet: at 3 without it the norm of its gradient rises fivefold in six steps.
+# hundred steps. With it 6 diverges and 3 can still overshoot in the first 30 steps, which slows
+# the next hundreds; 2 is as good after 400 steps. The warm-up is for the critic, whose slope the
+# penalty does not hold yet: at 3 without it its gradient's norm rises fivefold in six steps.
 #
 # A convolution's weight gathers its gradient from every pixel, so the largest lr that trains is
 # smaller: at 1 and 1 the generator's pixels saturate within 20 steps.
