@@ -40,6 +40,9 @@ DEVELOPMENT = (
     "mypy==2.4.1",
     "mpi4py>=4.0,<5",  # from 4.0 on its wheels find the MPI at run time
 )
+# Its interpreter runs the tests of the CUDA kernels where there is no device; 3.6's fails with
+# NumPy 2.4. PyTorch's CUDA builds bring a Triton of their own.
+TRITON = "triton==3.9.0"
 EXAMPLES = ("tqdm>=4.60,<5", "matplotlib>=3.6,<4", "scikit-learn>=1.2,<2")
 
 # Debian's names, installed by --system only.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import sys
 import sysconfig
 import time
@@ -105,6 +106,8 @@ def _environment(
     report["torch"] = f"{torch_version} ({came_from})"
     say("tools: build, test and example requirements")
     tools = {*pins.BUILD, *pins.HOROVOD_REQUIRES, *pins.DEVELOPMENT, *pins.EXAMPLES}
+    if torch_version.endswith("+cpu") and platform.machine() == "x86_64":
+        tools.add(pins.TRITON)
     # PyTorch is named with its version, so that nothing here can move it.
     venv.pip_install(environment, *sorted(tools), f"torch=={torch_version}", log=log)
     key, built = horovod_build.ensure(
