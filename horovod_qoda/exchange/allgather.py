@@ -48,7 +48,7 @@ def seal_own(
     """
     if buffer.previous is None:
         buffer.previous = np.zeros_like(buffer.values)
-    own = np.zeros_like(buffer.values)
+    own = buffer.scratch("own", len(buffer.values))
     for chunk in buffer.chunks:
         here = slice(chunk.start, chunk.stop)
         step.decode_sum(
@@ -63,5 +63,4 @@ def seal_own(
         total, _ = copy_stats(own[here])
         change = sum_sq_diff(own[here], buffer.previous[here])
         step.seal(blobs[chunk.index], total, change, step.aux)
-    buffer.keep_finite(own)
-    buffer.previous = own
+    buffer.remember(own)

@@ -19,9 +19,9 @@ def allreduce(step: Step, buffer: ExchangeBuffer) -> Steps:
         if buffer.previous is None:
             buffer.previous = np.zeros_like(buffer.values)
         own = np.array([buffer.sum_sq.sum(), sum_sq_diff(buffer.values, buffer.previous)])
-        own_values = buffer.values.copy()
-        buffer.keep_finite(own_values)
-        buffer.previous = own_values
+        own_values = buffer.scratch("own", len(buffer.values))
+        np.copyto(own_values, buffer.values)
+        buffer.remember(own_values)
         gathered = yield step.transport.allgather(step.name(index, 0) + ".sums", own)
         pairs = gathered.reshape(-1, 2)
         step.sums[index, 0] = (sum(pairs[:, 0]) / count**2, sum(pairs[:, 1]) / count**2)

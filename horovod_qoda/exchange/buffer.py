@@ -18,6 +18,7 @@ class ExchangeBuffer:
         mean: the decoded mean over ranks, in the same places.
         sum_sq, finite: per layer of the buffer, filled as gradients are copied in.
         previous: this rank's previous decoded vector, where QODA needs the difference.
+        previous_error: the previous error of the second stage, likewise, of the chunk owned.
     """
 
     def __init__(self, layout: Layout, plan: Buffer, parts: int) -> None:
@@ -32,6 +33,7 @@ class ExchangeBuffer:
         self.finite = np.ones(len(plan.layers), bool)
         self._place = {layer: k for k, layer in enumerate(plan.layers)}
         self._waiting = set(plan.layers)
+        self._scratch: dict[str, np.ndarray] = {}
 
     @property
     def ready(self) -> bool:
@@ -61,12 +63,31 @@ class ExchangeBuffer:
         start = self.plan.offsets[k]
         return getattr(self, of)[start : start + int(self.numel[k])]
 
-    def keep_finite(self, vector: np.ndarray) -> None:
-        """Puts the previous vector where this one is not finite: one bad step costs one step."""
+    def scratch(self, purpose: str, size: int) -> np.ndarray:
+        """Float32 memory of this length, zero at first and the same at every exchange.
+
+        Fresh memory would be cleared by the kernel page by page, which costs as much as coding.
+        """
+        if len(self._scratch.get(purpose, ())) != size:
+            self._scratch[purpose] = np.zeros(size, np.float32)
+        return self._scratch[purpose]
+
+    def remember(self, own: np.ndarray) -> None:
+        """Makes ``own``, scratch memory, the previous vector.
+
+        Where it is not finite the one before stays: one bad step costs one step.
+        """
+        assert self.previous is not None
         for k in np.flatnonzero(~self.finite):
             start = self.plan.offsets[k]
             here = slice(start, start + int(self.numel[k]))
-            vector[here] = 0 if self.previous is None else self.previous[here]
+            own[here] = self.previous[here]
+        self._scratch["own"], self.previous = self.previous, own
+
+    def remember_error(self, error: np.ndarray) -> None:
+        """Makes ``error``, scratch memory, the previous error of the second stage."""
+        assert self.previous_error is not None
+        self._scratch["error"], self.previous_error = self.previous_error, error
 
     def segments(self, chunk: Chunk, steps: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
         """The chunk's segment rows with this exchange's steps, choices and non-finite flags.

@@ -18,7 +18,7 @@ from horovod_qoda.exchange.buffer import ExchangeBuffer
 from horovod_qoda.exchange.handshake import agree, object_of_root
 from horovod_qoda.exchange.records import ExchangeRecord
 from horovod_qoda.exchange.scatter_reduce import scatter_reduce
-from horovod_qoda.exchange.step import Capacities, Step
+from horovod_qoda.exchange.step import Outgoing, Step
 from horovod_qoda.exchange.worker import Job, Worker
 from horovod_qoda.layout import Layout
 from horovod_qoda.logs import logger
@@ -96,7 +96,7 @@ class Exchange:
         parts = transport.size if self.topology == "scatter_reduce" else 1
         self._buffers = [ExchangeBuffer(layout, plan, parts) for plan in layout.buffers]
         self._buffer_of = {i: b for b in self._buffers for i in b.plan.layers}
-        self._capacities = Capacities()
+        self._outgoing = Outgoing()
         self._worker = Worker(f"horovod_qoda-{optimizer}")
         self._lock = threading.Lock()
         self._step: Step | None = None
@@ -285,7 +285,7 @@ class Exchange:
             layout=self.layout,
             transport=self.transport,
             adaptation=self.adaptation,
-            capacities=self._capacities,
+            outgoing=self._outgoing,
             threads=self.settings.threads,
             wants_sums=self.wants_sums,
             aux=self._aux() if self._aux is not None else 0.0,
@@ -328,7 +328,7 @@ class Exchange:
         state = object_of_root(self.transport, self.name + ".update.state", state)
         if self.transport.rank:
             self.adaptation.load_state_dict(state)
-        self._capacities.refit()
+        self._outgoing.refit()
         rates = [mean_entropy(stage) for stage in step.histogram if stage.any()]
         step.tally.entropy_bits = float(np.mean(rates)) if rates else float("nan")
 

@@ -72,7 +72,7 @@ def _reduce(
 ) -> np.ndarray:
     """Steps 2 and 3 at the owner: sum, mean, and the payload of the mean."""
     count, index = step.transport.size, buffer.plan.index
-    total = np.zeros(chunk.stop - chunk.start, np.float32)
+    total = buffer.scratch("total", chunk.stop - chunk.start)
     parts = list(split_frames(received))
     if len(parts) != count:
         raise PayloadError(
@@ -122,25 +122,28 @@ def _seal_second(
     headers: list[Header],
 ) -> None:
     """Passes the nodes' sums on, with the squared norms of the second stage's error added."""
-    decoded = np.zeros_like(mean)
+    error = buffer.scratch("error", len(mean))
     step.decode_sum(
         [blob],
         [step.transport.rank],
         rows,
-        decoded,
+        error,
         stage=1,
         buffer=buffer.plan.index,
         chunk=chunk.index,
     )
-    error = decoded - mean
-    error[~np.isfinite(error)] = 0  # the sums say NaN by the nodes' own; the difference starts anew
+    np.subtract(error, mean, out=error)
+    square, finite = copy_stats(error)
+    if not finite:  # the sums say NaN by the nodes' own; the difference starts anew
+        error[~np.isfinite(error)] = 0
+        square, _ = copy_stats(error)
     if buffer.previous_error is None:
         buffer.previous_error = np.zeros_like(error)
     count = step.transport.size
     step.seal(
         blob,
-        sum(h.sum_sq for h in headers) / count**2 + copy_stats(error)[0],
+        sum(h.sum_sq for h in headers) / count**2 + square,
         sum(h.sum_sq_diff for h in headers) / count**2 + sum_sq_diff(error, buffer.previous_error),
         headers[0].aux,
     )
-    buffer.previous_error = error
+    buffer.remember_error(error)

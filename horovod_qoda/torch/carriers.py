@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from horovod_qoda import layout as layouts
+from horovod_qoda.coding import copy_stats, sum_sq_diff
 from horovod_qoda.exchange import Exchange, ExchangeRecord, Sums
 from horovod_qoda.settings import Settings
 from horovod_qoda.transport import Transport
@@ -241,7 +242,7 @@ class StockCarrier(Carrier):
         self._results: dict[int, Result] = {}
         self._scale = scale
         self._own: list[float] = [0.0, 0.0]
-        self._previous: dict[int, torch.Tensor] = {}
+        self._previous: dict[int, torch.Tensor] = {}  # flat, float32
         self._number = 0
         self._begun = self._waited = 0.0
         self._sent = 0
@@ -301,13 +302,18 @@ class StockCarrier(Carrier):
         self._previous.clear()
 
     def _add_sums(self, layer: int, gradient: torch.Tensor) -> None:
-        now = (gradient.to_dense() if gradient.is_sparse else gradient).detach().clone()
+        dense = gradient.to_dense() if gradient.is_sparse else gradient
+        now = dense.detach().to("cpu", torch.float32).reshape(-1).numpy()
+        square, finite = copy_stats(now)
         before = self._previous.get(layer)
-        self._own[0] += float(now.double().square().sum())
-        change = now if before is None else now.double() - before.double()
-        self._own[1] += float(change.double().square().sum())
-        if bool(now.isfinite().all()):
-            self._previous[layer] = now
+        self._own[0] += square
+        self._own[1] += square if before is None else sum_sq_diff(now, before.numpy())
+        if not finite:
+            return
+        if before is None:
+            self._previous[layer] = torch.from_numpy(now.copy())
+        else:
+            np.copyto(before.numpy(), now)
 
     def _gather_sums(self) -> Sums:
         pairs = self._transport.allgather(self.name + ".sums", np.array(self._own)).wait()
