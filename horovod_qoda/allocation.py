@@ -1,0 +1,193 @@
+"""L-GreCo: which parameter for which layer, as pure functions (docs/theory.md §7).
+
+Every layer has options (numbers of bits, or ranks of PowerSGD), each with a size and an error. The
+cheapest combination within an error budget is found by dynamic programming, after L-GreCo (arXiv
+2210.17357).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+BINS = 10_000
+"""Steps into which the error budget is divided, as in L-GreCo's published code. A layer loses at
+most one of them by rounding up, 1e-4 of the budget."""
+
+
+def allocate(
+    sizes: Sequence[npt.ArrayLike],
+    errors: Sequence[npt.ArrayLike],
+    budget: float,
+    default: Sequence[int] | None = None,
+    bins: int = BINS,
+) -> list[int]:
+    """Options that minimise the sum of sizes while the sum of errors stays within ``budget``.
+
+    Errors are rounded up to multiples of ``budget / bins``, so that the constraint holds for the
+    errors themselves. Time and memory are layers x options x bins.
+
+    Args:
+        sizes: for each layer, the size of each of its options; any unit, >= 0.
+        errors: for each layer, the error of each option, >= 0; ``inf`` forbids an option.
+        budget: largest sum of errors, >= 0; see :func:`error_budget`.
+        default: a choice to fall back on where rounding up makes everything smaller miss the
+            budget, or leaves nothing. It is used only if its own errors fit.
+        bins: see :data:`BINS`.
+
+    Returns:
+        The index of the chosen option for each layer.
+
+    Raises:
+        ValueError: no combination fits the budget, or the arguments make no sense; the message
+            names the layer where there is one.
+    """
+    table_sizes = [_row("sizes", i, row) for i, row in enumerate(sizes)]
+    table_errors = [_row("errors", i, row) for i, row in enumerate(errors)]
+    _check(table_sizes, table_errors, budget, bins)
+    chosen = _programme(table_sizes, table_errors, budget, bins)
+    if default is not None and _total(table_errors, default) <= budget:
+        if chosen is None or _total(table_sizes, default) < _total(table_sizes, chosen):
+            return [int(option) for option in default]
+    if chosen is None:
+        least = sum(float(row.min()) for row in table_errors)
+        raise ValueError(
+            f"no choice has errors that add up to {budget:.4g} or less: the smallest sum is "
+            f"{least:.4g}; raise the budget (allocation_alpha) or offer finer options"
+        )
+    return chosen
+
+
+def error_budget(
+    errors: Sequence[npt.ArrayLike], default: Sequence[int], alpha: float = 1.0
+) -> float:
+    """``alpha`` times the sum of the default choice's errors; inf where one of them is.
+
+    Raises:
+        ValueError: ``alpha`` is not positive and finite.
+    """
+    if not 0 < alpha < math.inf:
+        raise ValueError(f"allocation_alpha must be positive and finite, not {alpha!r}")
+    rows = [_row("errors", i, row) for i, row in enumerate(errors)]
+    return alpha * _total(rows, default)
+
+
+def combine_errors(
+    squared: npt.ArrayLike, kind: str = "squared", weight: float = 1.0, scale: float = 1.0
+) -> npt.NDArray[np.float64]:
+    """Errors of a layer's options as the budget adds them up.
+
+    Args:
+        squared: squared Frobenius norms of the errors.
+        kind: "squared" for these, the quantity that variances add up in; "frobenius" for their
+            roots, as in L-GreCo's code; "relative" for squared errors over ``scale``, the layer's
+            own mean square: what an optimizer feels that divides by it, as Adam does.
+        weight: sensitivity of the loss to this layer's squared error, relative to other layers.
+        scale: mean square of the layer's coordinates; only "relative" uses it.
+
+    Raises:
+        ValueError: no such kind.
+    """
+    values = weight * np.asarray(squared, dtype=np.float64)
+    if kind == "squared":
+        return values
+    if kind == "frobenius":
+        return np.sqrt(values)
+    if kind == "relative":
+        return values / scale if scale > 0 else np.zeros_like(values)
+    raise ValueError(f"allocation_error must be squared, frobenius or relative, not {kind!r}")
+
+
+def low_rank_numbers(shape: Sequence[int], rank: int, least_rate: float = 2.0) -> int:
+    """Numbers that PowerSGD sends for a tensor at a rank: r (m + n) for m x n.
+
+    A tensor of more dimensions counts as shape[0] rows. One with fewer than two dimensions, or
+    whose compression would be below ``least_rate``, is sent as it is.
+    """
+    numel = math.prod(shape)
+    if len(shape) < 2 or numel == 0:
+        return numel
+    rows, columns = shape[0], numel // shape[0]
+    numbers = min(rank, rows, columns) * (rows + columns)
+    return numbers if numel >= least_rate * numbers else numel
+
+
+def low_rank_ratio(shapes: Sequence[Sequence[int]], rank: int, least_rate: float = 2.0) -> float:
+    """Compression ratio of a model under PowerSGD at one rank, by counting numbers."""
+    sent = sum(low_rank_numbers(shape, rank, least_rate) for shape in shapes)
+    return sum(math.prod(shape) for shape in shapes) / sent
+
+
+def _programme(
+    sizes: Sequence[npt.NDArray[np.float64]],
+    errors: Sequence[npt.NDArray[np.float64]],
+    budget: float,
+    bins: int,
+) -> list[int] | None:
+    """The optimum on the grid of errors, or None where nothing fits."""
+    # least[b]: smallest size of the layers so far whose rounded errors add up to b bins or fewer.
+    least = np.zeros(bins + 1)
+    choices = []
+    steps = []
+    for size, error in zip(sizes, errors, strict=True):
+        step = _in_bins(error, budget, bins)
+        now = np.full(bins + 1, math.inf)
+        choice = np.zeros(bins + 1, np.int32)
+        for option in range(len(size)):
+            used = int(step[option])
+            if used > bins:
+                continue
+            reached = least[: bins + 1 - used] + size[option]
+            better = reached < now[used:]
+            now[used:][better] = reached[better]
+            choice[used:][better] = option
+        least = now
+        choices.append(choice)
+        steps.append(step)
+    if not math.isfinite(least[bins]):
+        return None
+    left, chosen = bins, []
+    for choice, step in zip(reversed(choices), reversed(steps), strict=True):
+        chosen.append(int(choice[left]))
+        left -= int(step[chosen[-1]])
+    return chosen[::-1]
+
+
+def _in_bins(error: npt.NDArray[np.float64], budget: float, bins: int) -> npt.NDArray[np.int64]:
+    """Errors rounded up to bins; bins + 1 for what cannot fit."""
+    if budget == 0:
+        return np.where(error == 0, 0, bins + 1)
+    return np.ceil(np.minimum(error / budget, 2.0) * bins).clip(0, bins + 1).astype(np.int64)
+
+
+def _total(rows: Sequence[npt.NDArray[np.float64]], choice: Sequence[int]) -> float:
+    return sum(float(row[option]) for row, option in zip(rows, choice, strict=True))
+
+
+def _row(name: str, layer: int, values: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    row = np.asarray(values, dtype=np.float64).ravel()
+    if not row.size or np.isnan(row).any() or (row < 0).any():
+        raise ValueError(
+            f"{name} of layer {layer} must be one or more numbers >= 0, not {values!r}"
+        )
+    return row
+
+
+def _check(
+    sizes: Sequence[npt.NDArray[np.float64]],
+    errors: Sequence[npt.NDArray[np.float64]],
+    budget: float,
+    bins: int,
+) -> None:
+    if len(sizes) != len(errors):
+        raise ValueError(f"sizes of {len(sizes)} layers but errors of {len(errors)}")
+    for i, (size, error) in enumerate(zip(sizes, errors, strict=True)):
+        if len(size) != len(error):
+            raise ValueError(f"layer {i} has {len(size)} sizes but {len(error)} errors")
+    if not 0 <= budget < math.inf:
+        raise ValueError(f"the error budget must be finite and >= 0, not {budget!r}")
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, not {bins!r}")
