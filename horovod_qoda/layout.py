@@ -117,6 +117,12 @@ class Layout:
         """The distinct level sequences of the types, in order of first use."""
         return list(dict.fromkeys(t.levels for t in self.types if t.levels))
 
+    def summary(self, buffer: Buffer) -> str:
+        """The buffer in words, for messages: its number and the layers it begins with."""
+        first = ", ".join(repr(self.layers[i].name) for i in buffer.layers[:3])
+        more = len(buffer.layers) - 3
+        return f"buffer {buffer.index} ({first}{f' and {more} more layers' if more > 0 else ''})"
+
     def chunks(self, buffer: Buffer, parts: int) -> tuple[Chunk, ...]:
         """Cuts a buffer for ``parts`` ranks; see :func:`chunk_bounds`."""
         bounds = chunk_bounds(buffer.size, parts)

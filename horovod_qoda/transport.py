@@ -14,12 +14,17 @@ from typing import Any
 
 import numpy as np
 
+from horovod_qoda.waiting import EQUAL_BATCHES, Waiting
+
 POLL_S = 0.0005
 """Longest sleep between two polls; Horovod's own cycle is 1 ms, so shorter buys little."""
 
 
 class Handle(ABC):
     """A collective under way."""
+
+    rank = 0
+    name = ""
 
     @abstractmethod
     def done(self) -> bool:
@@ -32,9 +37,11 @@ class Handle(ABC):
     def wait(self) -> Any:
         """Sleeps until done, then returns the result."""
         pause = POLL_S / 16
-        while not self.done():
-            time.sleep(pause)
-            pause = min(pause * 2, POLL_S)
+        with Waiting(self.rank, f"the collective {self.name!r}") as waiting:
+            while not self.done():
+                time.sleep(pause)
+                pause = min(pause * 2, POLL_S)
+                waiting.check()
         return self.result()
 
 
@@ -108,12 +115,15 @@ class HorovodTransport(Transport):
 
     def _enqueue(self, call: Any, name: str, tensor: Any, convert: Any, **options: Any) -> Handle:
         handle = call(tensor, name=name, process_set=self._set, **options)
-        return _HorovodHandle(self._hvd, handle, name, convert)
+        return _HorovodHandle(self._hvd, handle, self.rank, name, convert)
 
 
 class _HorovodHandle(Handle):
-    def __init__(self, hvd: Any, handle: int, name: str, convert: Callable[[Any], Any]) -> None:
-        self._hvd, self._handle, self._name, self._convert = hvd, handle, name, convert
+    def __init__(
+        self, hvd: Any, handle: int, rank: int, name: str, convert: Callable[[Any], Any]
+    ) -> None:
+        self._hvd, self._handle, self._convert = hvd, handle, convert
+        self.rank, self.name = rank, name
 
     def done(self) -> bool:
         return self._hvd.poll(self._handle)
@@ -123,9 +133,10 @@ class _HorovodHandle(Handle):
             return self._convert(self._hvd.synchronize(self._handle))
         except self._hvd.HorovodInternalError as e:
             raise self._hvd.HorovodInternalError(
-                f"rank {self._hvd.rank()}: the collective {self._name!r} failed, most likely "
-                f"because another rank ended or is unreachable: {e}"
-            ) from e
+                f"rank {self.rank}: the collective {self.name!r} failed, most likely because "
+                "another rank raised an error (see its traceback), was ended, or ran out of "
+                f"batches. {EQUAL_BATCHES}. Horovod says: {e}"
+            ) from None
 
 
 def _tensor(array: np.ndarray) -> Any:

@@ -309,7 +309,9 @@ class Exchange:
             buffer = self._buffers[len(self._jobs)]
             kind = {"raw": allreduce, "allgather": allgather, "scatter_reduce": scatter_reduce}
             run = kind[self._topology_of(step.number)]
-            self._jobs.append(self._worker.submit(_timed(run(step, buffer), step)))
+            what = f"exchange {step.number} of {self.name}, {self.layout.summary(buffer.plan)}"
+            job = self._worker.submit(_timed(run(step, buffer), step), self.transport.rank, what)
+            self._jobs.append(job)
 
     def _update(self, step: Step) -> None:
         assert step.histogram is not None

@@ -15,6 +15,7 @@ from horovod_qoda.exchange.adaptation import Adaptation
 from horovod_qoda.exchange.records import Tally
 from horovod_qoda.layout import Chunk, Layout
 from horovod_qoda.transport import Transport
+from horovod_qoda.waiting import EQUAL_BATCHES
 
 _FRAME = struct.Struct("<Q")
 """Every payload travels behind its padded length, so that receivers find the next one."""
@@ -184,6 +185,10 @@ def split_frames(received: np.ndarray) -> Iterator[np.ndarray]:
         if len(received) - start < _FRAME.size:
             raise PayloadError(f"{len(received) - start} bytes left over, too few for a payload")
         (capacity,) = _FRAME.unpack_from(received.data, start)
+        if not capacity:
+            raise PayloadError(
+                f"a rank has called hvd.join(), for which Horovod sends zeros. {EQUAL_BATCHES}"
+            )
         if not _FRAME.size < capacity <= len(received) - start:
             raise PayloadError(f"a payload claims {capacity} bytes of {len(received) - start}")
         yield received[start : start + capacity]

@@ -15,15 +15,21 @@ from collections.abc import Generator
 from typing import Any
 
 from horovod_qoda.transport import POLL_S, Handle
+from horovod_qoda.waiting import Waiting
 
 Steps = Generator[Handle, Any, None]
 
 
 class Job:
-    """One submitted generator and how it ended."""
+    """One submitted generator and how it ended.
 
-    def __init__(self, steps: Steps) -> None:
+    Args:
+        rank, what: for messages: this rank, and what the job exchanges.
+    """
+
+    def __init__(self, steps: Steps, rank: int, what: str) -> None:
         self._steps = steps
+        self._rank, self._what = rank, what
         self._ended = threading.Event()
         self.handle: Handle | None = None
         self.error: BaseException | None = None
@@ -40,6 +46,8 @@ class Job:
         except StopIteration:
             pass
         except BaseException as e:  # reported by wait() in the thread that asked
+            if e.args and isinstance(e.args[0], str):
+                e.args = (f"{self._what}: {e.args[0]}", *e.args[1:])
             self.error = e
         self.handle = None
         self._ended.set()
@@ -47,9 +55,11 @@ class Job:
 
     def wait(self) -> None:
         """Blocks until the job has ended; raises what it raised."""
-        # A plain wait() cannot be interrupted by Ctrl-C on every platform; a timed one can.
-        while not self._ended.wait(1.0):
-            pass
+        if not self._ended.is_set():
+            with Waiting(self._rank, self._what) as waiting:
+                # A plain wait() cannot be interrupted by Ctrl-C everywhere; a timed one can.
+                while not self._ended.wait(1.0):
+                    waiting.check()
         if self.error is not None:
             raise self.error
 
@@ -67,8 +77,8 @@ class Worker:
         self.collective_s = 0.0
         """Seconds during which at least one collective was under way."""
 
-    def submit(self, steps: Steps) -> Job:
-        job = Job(steps)
+    def submit(self, steps: Steps, rank: int = 0, what: str = "a job") -> Job:
+        job = Job(steps, rank, what)
         with self._wake:
             self._new.append(job)
             if self._thread is None or self._pid != os.getpid() or not self._thread.is_alive():
