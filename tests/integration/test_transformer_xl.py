@@ -21,7 +21,7 @@ def train(folder, *flags):
 
 
 def test_five_steps_learn_and_compress(tmp_path):
-    job, lines = train(tmp_path, "--steps", 5, "--lr-warmup", 1, "--eval-every", 5)
+    job, lines = train(tmp_path, "--steps", 5, "--lr-warmup", 1, "--lr", 0.01)
     evaluations = [line for line in lines if line["event"] == "eval"]
     losses = [line["loss"] for line in lines if line["event"] == "step"]
     assert len(losses) == 5 and all(math.isfinite(x) for x in losses)
