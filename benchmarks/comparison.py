@@ -1,0 +1,118 @@
+"""Compressors side by side on the examples: compression ratio and final loss over seeds.
+
+    .venv/bin/python benchmarks/comparison.py                       # all of it: an hour on 2 cores
+    .venv/bin/python benchmarks/comparison.py --only fp32 auto --seeds 0
+
+Runs that are in the results file are not repeated; what is missing is listed. A seed sets weights,
+batches and the compressor's random numbers; the held-out data are the same in all runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+from _runs import ROOT, Run, complete, summarize
+
+LEVELS = ("--bits", "4", "--levels", "6", "--bucket-size", "1024", "--norm", "linf")
+"""Four bits of fixed-length code: a sign and 8 magnitudes, of which 6 lie between 0 and 1."""
+
+CONFIGS: dict[str, tuple[str, ...]] = {
+    "fp32": ("--compression", "none"),
+    "fp16": ("--compression", "fp16"),
+    "global uniform": ("--quantizer", "uniform", "--types", "global", *LEVELS),
+    "global adaptive": ("--quantizer", "adaptive", "--types", "global", *LEVELS),
+    "layer-wise adaptive": ("--quantizer", "adaptive", *LEVELS),
+    "layer-wise adaptive, L-GreCo": (
+        "--quantizer", "adaptive", "--bits", "4", "--allocation", "lgreco",
+    ),
+    "default (auto, 3 bits)": (),
+    "auto, 3 bits, L-GreCo": ("--allocation", "lgreco"),
+    "dithered, 3 bits": ("--quantizer", "dithered"),
+    "PowerSGD, rank 8": ("--quantizer", "powersgd", "--low-rank", "8"),
+    "PowerSGD, L-GreCo ranks": (
+        "--quantizer", "powersgd", "--low-rank", "8", "--allocation", "lgreco",
+    ),
+}  # fmt: skip
+
+WGAN = ("fp32", "fp16", "global uniform", "default (auto, 3 bits)")
+
+PAIRS = (
+    ("layer-wise adaptive, L-GreCo", "global adaptive"),
+    ("layer-wise adaptive, L-GreCo", "global uniform"),
+    ("PowerSGD, L-GreCo ranks", "PowerSGD, rank 8"),
+)
+"""Layer-wise with L-GreCo against its global counterpart."""
+
+COMMON = {
+    "transformer_xl": ("--eval-every", "1000000", "--eval-symbols", "16384", "--megabytes", "1"),
+    "wgan": ("--eval-every", "1000000", "--data", "digits"),
+}
+STEPS = {"transformer_xl": 120, "wgan": 300}
+"""Enough to see a difference, few enough for a minute a run on two cores."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--np", type=int, default=2)
+    parser.add_argument("--only", nargs="+", help="configurations whose name begins so")
+    parser.add_argument("--examples", nargs="+", choices=list(STEPS), default=list(STEPS))
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "comparison.jsonl")
+    parser.add_argument("--limit", type=float, default=900, help="seconds a run may take")
+    parser.add_argument("--table", action="store_true", help="no new runs: print what is there")
+    args = parser.parse_args()
+
+    wanted = [
+        Run(example, name, seed, STEPS[example], args.np, flags, COMMON[example])
+        for example in args.examples
+        for name, flags in CONFIGS.items()
+        if example != "wgan" or name in WGAN
+        for seed in args.seeds
+    ]
+    chosen = [r for r in wanted if not args.only or r.config.startswith(tuple(args.only))]
+    if not args.table:
+        complete(args.out, sorted(chosen, key=lambda r: (r.example, r.seed)), args.limit)
+    rows = complete(args.out, [r for r in wanted if r.key in keys(args.out)], 0)
+    for example in args.examples:
+        print(table(rows, example))
+    missing = [r for r in wanted if r.key not in keys(args.out)]
+    for run in missing:
+        print(f"missing: {run.example} {run.config}, seed {run.seed}")
+    return 0
+
+
+def keys(path: Path) -> list[list[object]]:
+    from _runs import rows_of
+
+    return [row["key"] for row in rows_of(path)]
+
+
+def table(rows: list[dict[str, object]], example: str) -> str:
+    totals = summarize(rows, example, "fp32")
+    lines = [
+        f"\n{example}, {STEPS[example]} steps",
+        "| configuration | seeds | ratio | ratio, second half | final loss | minus fp32 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for config in (c for c in CONFIGS if c in totals):
+        of = totals[config]
+        loss, change = (plus_minus(of[name]) for name in ("loss", "difference"))
+        ratio, late = of["ratio"][0], of["late_ratio"][0]
+        lines.append(f"| {config} | {of['seeds']} | {ratio:.2f} | {late:.2f} | {loss} | {change} |")
+    for ours, theirs in PAIRS:
+        if ours in totals and theirs in totals:
+            gain = totals[ours]["late_ratio"][0] / totals[theirs]["late_ratio"][0]
+            more = totals[ours]["loss"][0] - totals[theirs]["loss"][0]
+            lines.append(f"{ours} against {theirs}: {gain:.2f}x smaller, loss {more:+.4f}")
+    return "\n".join(lines)
+
+
+def plus_minus(value: tuple[float, float]) -> str:
+    mean, deviation = value
+    return f"{mean:.4f}" + ("" if math.isnan(deviation) else f" ± {deviation:.4f}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
