@@ -6,20 +6,20 @@ prove it by comparing hashes.
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from horovod_qoda.coding import SEGMENT
-from horovod_qoda.coding.payload import LEVELS, ONE_STREAM, RAW
-from horovod_qoda.quantization import gaussian_level_rate
-from horovod_qoda.quantization.families import WHOLE_LAYER, level_sequence
-from horovod_qoda.settings import Settings
+from horovod_qoda.coding.payload import LEVELS, MAXMIN, ONE_STREAM, RAW
+from horovod_qoda.layer_kinds import kind_of_name
+from horovod_qoda.quantization.families import gaussian_family_rate, level_sequence
+from horovod_qoda.settings import ONE_STREAM_QUANTIZERS, Settings, matches
 
 ALIGN = 1024
 """Layers start at multiples of this many coordinates, so that chunk borders, which are multiples
@@ -28,16 +28,14 @@ too, never cut a bucket or a group of random numbers."""
 MIN_CHUNK = 16 * 1024
 """Smallest chunk in coordinates: below it, headers, tables and coder states outweigh the saving."""
 
-_KINDS = (
-    ("embedding", ("*embed*", "*emb.*", "*wte*", "*wpe*")),
-    ("attention", ("*attn*", "*attention*", "*qkv*", "*q_proj*", "*k_proj*", "*v_proj*")),
-    ("convolution", ("*conv*",)),
-)
-
 
 @dataclass(frozen=True)
 class LayerType:
-    """Layers that share a code table: the same kind and the same settings."""
+    """Layers that share levels and a code table: the same kind and the same settings.
+
+    ``kind`` is "any" where all kinds are one type, ``layer`` the name where each layer is its own.
+    ``levels`` are those at the start; empty for the one-stream quantisers.
+    """
 
     kind: str
     quantizer: str
@@ -45,6 +43,7 @@ class LayerType:
     bucket_size: int
     norm: str
     levels: tuple[float, ...]
+    layer: str = ""
 
     @property
     def raw(self) -> bool:
@@ -56,7 +55,12 @@ class LayerType:
         with these levels."""
         if not self.levels:
             return self.bits
-        return gaussian_level_rate(self.levels, self.bucket_size or WHOLE_LAYER, self.norm)
+        return gaussian_family_rate(self.quantizer, self.levels, self.bucket_size, self.norm)
+
+    @property
+    def adapts(self) -> bool:
+        """Whether its levels change during training."""
+        return self.quantizer == "adaptive" or bool(self.levels and self.layer)
 
 
 RAW_TYPE = LayerType("raw", "raw", 32.0, 0, "linf", ())
@@ -72,6 +76,7 @@ class Layer:
     dtype: str
     numel: int
     type: int
+    kind: str
     why_raw: str = ""
 
 
@@ -106,16 +111,31 @@ class Layout:
     buffers: tuple[Buffer, ...]
     hash: int
     """64 bits over names, shapes, types and places: two ranks with the same hash agree."""
+    pooled: bool = False
+    """Whether all types share one code table (``coding="alternating"``)."""
 
     @property
     def quantized(self) -> int:
         """Coordinates in layers that are quantised."""
         return sum(x.numel for x in self.layers if not self.types[x.type].raw)
 
+    @cached_property
+    def slots(self) -> dict[int, int]:
+        """Which level sequence each type uses, for those that use one. Types whose levels change
+        have a sequence of their own, others share equal ones."""
+        keys = {i: (t.levels, i if t.adapts else -1) for i, t in enumerate(self.types) if t.levels}
+        order = list(dict.fromkeys(keys.values()))
+        return {i: order.index(key) for i, key in keys.items()}
+
     @property
     def levels(self) -> list[tuple[float, ...]]:
-        """The distinct level sequences of the types, in order of first use."""
-        return list(dict.fromkeys(t.levels for t in self.types if t.levels))
+        """The level sequences at the start, one for every slot."""
+        first = {slot: self.types[i].levels for i, slot in reversed(self.slots.items())}
+        return [first[slot] for slot in range(len(first))]
+
+    def table(self, type: int) -> int:
+        """Row of the code tables that a type is coded with."""
+        return 0 if self.pooled and not self.types[type].raw else type
 
     def summary(self, buffer: Buffer) -> str:
         """The buffer in words, for messages: its number and the layers it begins with."""
@@ -140,12 +160,14 @@ class Layout:
                 continue
             row = np.zeros((), SEGMENT)
             row["offset"], row["numel"], row["index"] = first - start, last - first, first - offset
-            row["layer"], row["type"] = layer.index, layer.type
+            row["layer"], row["type"] = layer.index, self.table(layer.type)
             kind = self.types[layer.type]
             row["quantizer"] = RAW if kind.raw else LEVELS if kind.levels else ONE_STREAM
+            if kind.quantizer == "maxmin":
+                row["quantizer"] = MAXMIN
             row["norm"] = kind.norm == "l2"
             row["bucket"] = kind.bucket_size
-            row["levels"] = self.levels.index(kind.levels) if kind.levels else 0
+            row["levels"] = self.slots.get(layer.type, 0)
             rows.append(row)
             layers.append(layer_index)
         segments = np.array(rows, SEGMENT) if rows else np.zeros(0, SEGMENT)
@@ -168,6 +190,7 @@ def build(
     parameters: Iterable[tuple[str, Sequence[int], str]],
     settings: Settings,
     elsewhere: Sequence[str] = (),
+    kinds: Mapping[str, str] | None = None,
 ) -> Layout:
     """Lays out the parameters of one optimizer.
 
@@ -176,6 +199,7 @@ def build(
             roughly in the reverse order, which is the order of the buffers.
         settings: the compressor's settings; rules pick settings by layer name.
         elsewhere: names of layers that travel by another way; rules may name them.
+        kinds: kinds of layers by name, from their modules; the others are guessed from the names.
 
     Raises:
         ValueError: two layers of one name, or a rule that matches no layer.
@@ -185,61 +209,64 @@ def build(
     name, count = Counter(names).most_common(1)[0] if names else ("", 0)
     if count > 1:
         raise ValueError(f"layer {name!r} is named {count} times; names must be unique")
-    settings.check_rules([*names, *elsewhere])
+    known = kinds or {}
+    kind_of = {n: known.get(n) or kind_of_name(n, shape) for n, shape, _ in described}
+    settings.check_rules({**{n: known.get(n, "") for n in elsewhere}, **kind_of})
     types: list[LayerType] = []
     layers: list[Layer] = []
     for index, (name, shape, dtype) in enumerate(described):
-        kind, why = layer_type(name, shape, settings)
-        if kind not in types:
-            types.append(kind)
+        of, why = layer_type(name, shape, kind_of[name], settings)
+        if of not in types:
+            types.append(of)
         numel = int(np.prod(shape, dtype=np.int64)) if shape else 1
-        layers.append(Layer(index, name, shape, dtype, numel, types.index(kind), why))
+        place = types.index(of)
+        layers.append(Layer(index, name, shape, dtype, numel, place, kind_of[name], why))
     layers, types = _sort_types(layers, types)
     buffers = _fill_buffers(layers, int(settings.fusion_mb * 2**20 / 4), types)
+    pooled = settings.coding == "alternating"
     text = json.dumps(
         [describe(layer, types) for layer in layers]
         + [[b.index, b.layers, b.offsets, b.size] for b in buffers]
+        + ([["pooled"]] if pooled else [])
     )
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return Layout(tuple(layers), tuple(types), tuple(buffers), int.from_bytes(digest, "little"))
+    digest = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    return Layout(tuple(layers), tuple(types), tuple(buffers), digest, pooled)
 
 
-def layer_type(name: str, shape: tuple[int, ...], settings: Settings) -> tuple[LayerType, str]:
+def layer_type(
+    name: str, shape: tuple[int, ...], kind: str, settings: Settings
+) -> tuple[LayerType, str]:
     """Type of a layer, and why it travels raw where it does (docs/theory.md section 2).
 
     One-dimensional tensors (biases, norm weights) and small ones travel raw unless a rule names
     them: they are few bytes and the most sensitive.
     """
-    mine = settings.for_layer(name)
+    mine = settings.for_layer(name, kind)
     if mine is None:
         return RAW_TYPE, "a rule says raw"
     numel = int(np.prod(shape, dtype=np.int64)) if shape else 1
-    named = any(fnmatch.fnmatchcase(name, pattern) for pattern in settings.rules)
+    named = any(matches(pattern, name, kind) for pattern in settings.rules)
     if numel < settings.min_numel:
         return RAW_TYPE, f"fewer than min_numel = {settings.min_numel} coordinates"
     if len(shape) < 2 and not named:
         return RAW_TYPE, "one-dimensional"
     levels: tuple[float, ...] = ()
-    if mine.quantizer not in ("auto", "dithered", "rounded"):
+    if mine.quantizer not in ONE_STREAM_QUANTIZERS:
         bucket, norm = mine.bucket_size, mine.norm
         sequence = level_sequence(mine.quantizer, mine.bits, bucket, norm, mine.levels)
         levels = tuple(float(x) for x in sequence)
     else:
         bucket, norm = 0, "linf"
+    alone = settings.types == "layer" or settings.allocation != "none"
     return LayerType(
-        layer_kind(name, shape), mine.quantizer, float(mine.bits), bucket, norm, levels
+        kind="any" if settings.types == "global" else kind,
+        quantizer=mine.quantizer,
+        bits=float(mine.bits),
+        bucket_size=bucket,
+        norm=norm,
+        levels=levels,
+        layer=name if alone else "",
     ), ""
-
-
-def layer_kind(name: str, shape: tuple[int, ...]) -> str:
-    """Kind of a layer from its name, then from its rank."""
-    lower = name.lower()
-    for kind, patterns in _KINDS:
-        if any(fnmatch.fnmatchcase(lower, pattern) for pattern in patterns):
-            return kind
-    return {0: "other", 1: "vector", 2: "linear"}.get(
-        len(shape), "convolution" if len(shape) <= 5 else "other"
-    )
 
 
 def describe(layer: Layer, types: Sequence[LayerType]) -> list[object]:
@@ -255,6 +282,7 @@ def describe(layer: Layer, types: Sequence[LayerType]) -> list[object]:
         t.bucket_size,
         t.norm,
         list(t.levels),
+        t.layer,
     ]
 
 
@@ -270,9 +298,7 @@ def _sort_types(layers: list[Layer], types: list[LayerType]) -> tuple[list[Layer
     """Numbers the types so that raw comes last."""
     order = sorted(range(len(types)), key=lambda i: (types[i].raw, i))
     place = {old: new for new, old in enumerate(order)}
-    moved = [
-        Layer(x.index, x.name, x.shape, x.dtype, x.numel, place[x.type], x.why_raw) for x in layers
-    ]
+    moved = [replace(x, type=place[x.type]) for x in layers]
     return moved, [types[i] for i in order]
 
 

@@ -12,14 +12,25 @@ import fnmatch
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-QUANTIZERS = ("auto", "dithered", "rounded", "uniform", "exponential", "ternary")
+QUANTIZERS = (
+    "auto", "dithered", "rounded", "uniform", "exponential", "ternary", "adaptive", "maxmin"
+)  # fmt: skip
+ONE_STREAM_QUANTIZERS = ("auto", "dithered", "rounded")
 NORMS = ("linf", "l2")
 TOPOLOGIES = ("auto", "allgather", "scatter_reduce")
-RULE_KEYS = ("bits", "quantizer", "bucket_size", "norm", "levels")
+TYPES = ("kind", "layer", "global")
+CODINGS = ("main", "alternating")
+ALLOCATIONS = ("none", "lgreco")
+ALLOCATION_ERRORS = ("squared", "frobenius", "relative")
+RULE_KEYS = (
+    "bits", "quantizer", "bucket_size", "norm", "levels", "sensitivity"
+)  # fmt: skip
+KIND_PREFIX = "type:"
+"""A rule whose pattern begins so names a kind of layer, not a layer."""
 ENV_PREFIX = "HOROVOD_QODA_"
 
 _flags: dict[str, Any] = {}
@@ -53,10 +64,33 @@ class Settings:
     levels: int | None = _option(
         None, "number s of inner levels of level quantizers, 0..126; default: the s nearest to bits"
     )
+    # Exact minimisation costs rank 0 some 10 ms an update and type, one ratio a tenth of it.
+    level_solver: str = _option(
+        "alq", "how adaptive levels are fitted: alq (coordinate descent) or amq (one ratio)"
+    )
+    # Layers of one kind look alike, and a code table each would cost more than it saves.
+    types: str = _option(
+        "kind", "layers that share levels and code tables: those of a kind, each layer, or global"
+    )
+    # The layout tells the decoder each type, so a table of its own costs a type nothing.
+    coding: str = _option(
+        "main", "code tables: main (one for each type) or alternating (one for all of them)"
+    )
+    # Equal bits everywhere need no measurement; docs/tuning.md shows where L-GreCo gains.
+    allocation: str = _option("none", "bits of each layer: none (as given) or lgreco (measured)")
+    # Variances add up in squares.
+    allocation_error: str = _option(
+        "squared", "error that lgreco budgets: squared, frobenius or relative to the layer's RMS"
+    )
+    allocation_alpha: float = _option(1.0, "lgreco's error budget over that of equal bits")
+    sensitivity: float = _option(
+        1.0, "weight of a layer's error in lgreco against other layers'; meant for rules"
+    )
     # All-gather needs one stage, scatter-reduce moves fewer bytes from 3 to 4 ranks on.
     topology: str = _option("auto", "one of " + ", ".join(TOPOLOGIES))
     rules: Mapping[str, Any] = _option(
-        {}, "per-layer overrides, pattern -> 'raw', a number of bits or a dict of settings"
+        {},
+        "overrides, pattern of layer names or type:KIND -> 'raw', bits or a dict of settings",
     )
     # Below 1024 coordinates the tables and coder states cost more than they save.
     min_numel: int = _option(1024, "layers with fewer coordinates travel as float32")
@@ -75,6 +109,13 @@ class Settings:
         _choice("norm", self.norm, NORMS)
         if self.levels is not None:
             _integer("levels", self.levels, 0, 126)
+        _choice("level_solver", self.level_solver, ("alq", "amq"))
+        _choice("types", self.types, TYPES)
+        _choice("coding", self.coding, CODINGS)
+        _choice("allocation", self.allocation, ALLOCATIONS)
+        _choice("allocation_error", self.allocation_error, ALLOCATION_ERRORS)
+        _number("allocation_alpha", self.allocation_alpha, 1e-3, 1e3)
+        _number("sensitivity", self.sensitivity, 1e-12, 1e12)
         _choice("topology", self.topology, TOPOLOGIES)
         _integer("min_numel", self.min_numel, 1, 2**40)
         _integer("warmup_steps", self.warmup_steps, 0, 2**40)
@@ -83,6 +124,11 @@ class Settings:
         _integer("threads", self.threads, 1, 1024)
         for pattern, rule in self.rules.items():
             _check_rule(pattern, rule)
+        fixed = [self.levels, *(r.get("levels") for r in self.rules.values() if _is_dict(r))]
+        if self.allocation != "none" and any(levels is not None for levels in fixed):
+            raise ValueError("allocation chooses the number of levels: leave levels unset")
+        if self.allocation != "none" and self.types == "global":
+            raise ValueError("allocation gives every layer bits of its own: types cannot be global")
 
     @classmethod
     def resolve(cls, **given: Any) -> Settings:
@@ -111,32 +157,34 @@ class Settings:
                     raise ValueError(f"{ENV_PREFIX}{f.name.upper()}={text!r}: {e}") from None
         return cls(**values)
 
-    def for_layer(self, name: str) -> Settings | None:
+    def for_layer(self, name: str, kind: str = "") -> Settings | None:
         """Settings of one layer after its rules; ``None`` when a rule sends it raw.
 
         Rules are applied in the order given, so a later match overrides an earlier one.
         """
         merged: Settings | None = self
         for pattern, rule in self.rules.items():
-            if not fnmatch.fnmatchcase(name, pattern):
+            if not matches(pattern, name, kind):
                 continue
             if rule == "raw":
                 merged = None
             else:
-                changes = rule if isinstance(rule, Mapping) else {"bits": rule}
+                changes = rule if _is_dict(rule) else {"bits": rule}
                 merged = dataclasses.replace(merged or self, **changes)
         return merged
 
-    def check_rules(self, names: Iterable[str]) -> None:
-        """Raises ValueError for a rule whose pattern matches none of the layer names."""
-        names = list(names)
+    def check_rules(self, kinds: Mapping[str, str]) -> None:
+        """Raises ValueError for a rule that matches none of the layers (name -> kind)."""
         for pattern in self.rules:
-            if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-                some = ", ".join(names[:5])
-                raise ValueError(
-                    f"rules: pattern {pattern!r} matches no layer; the model has {len(names)} "
-                    f"layers: {some}{', ...' if len(names) > 5 else ''}"
-                )
+            if any(matches(pattern, name, kind) for name, kind in kinds.items()):
+                continue
+            known = list(kinds)
+            if pattern.startswith(KIND_PREFIX):
+                known = [KIND_PREFIX + kind for kind in dict.fromkeys(kinds.values())]
+            raise ValueError(
+                f"rules: pattern {pattern!r} matches no layer; the model has {len(kinds)} "
+                f"layers: {', '.join(known[:5])}{', ...' if len(known) > 5 else ''}"
+            )
 
     def canonical(self) -> dict[str, str]:
         """Every setting as text, for hashing and for comparing ranks."""
@@ -144,6 +192,13 @@ class Settings:
             f.name: json.dumps(getattr(self, f.name), sort_keys=False, default=str)
             for f in dataclasses.fields(self)
         }
+
+
+def matches(pattern: str, name: str, kind: str) -> bool:
+    """Whether a rule's pattern means the layer: by its name, or as ``type:KIND`` by its kind."""
+    if pattern.startswith(KIND_PREFIX):
+        return fnmatch.fnmatchcase(kind, pattern[len(KIND_PREFIX) :])
+    return fnmatch.fnmatchcase(name, pattern)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -199,11 +254,10 @@ def _parse(name: str, text: str) -> Any:
     if name == "rules":
         pairs = [item.partition("=") for item in text.split(";") if item.strip()]
         return {pattern.strip(): _parse_rule(pattern, spec.strip()) for pattern, _, spec in pairs}
-    if name in ("quantizer", "norm", "topology"):
+    default = {f.name: f.default for f in dataclasses.fields(Settings)}.get(name)
+    if isinstance(default, str):
         return text
-    if name in ("bits", "fusion_mb"):
-        return float(text)
-    return int(text)
+    return float(text) if isinstance(default, float) else int(text)
 
 
 def _parse_rule(pattern: str, spec: str) -> Any:
@@ -223,7 +277,7 @@ def _parse_rule(pattern: str, spec: str) -> Any:
 def _check_rule(pattern: str, rule: Any) -> None:
     if rule == "raw":
         return
-    changes = rule if isinstance(rule, Mapping) else {"bits": rule}
+    changes = rule if _is_dict(rule) else {"bits": rule}
     unknown = sorted(set(changes) - set(RULE_KEYS))
     if unknown:
         raise ValueError(
@@ -233,6 +287,10 @@ def _check_rule(pattern: str, rule: Any) -> None:
         Settings(**changes)
     except (TypeError, ValueError) as e:
         raise type(e)(f"rules[{pattern!r}]: {e}") from None
+
+
+def _is_dict(rule: Any) -> bool:
+    return isinstance(rule, Mapping)
 
 
 def _number(name: str, value: Any, low: float, high: float) -> None:

@@ -1,4 +1,5 @@
-"""What changes slowly during training: step factors, code tables, the choice of reconstruction.
+"""What changes slowly during training: step factors, levels, code tables, bits of each layer, and
+the choice of reconstruction.
 
 It changes only at update exchanges, from integer counts summed over all ranks. Rank 0 decides and
 broadcasts, because floating-point libraries differ between kinds of processors; the state is part
@@ -11,10 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from horovod_qoda.coding import Book, entropy, entropy_bits
+from horovod_qoda.coding import Book, entropy_bits
 from horovod_qoda.coding.payload import DITHERED, ROUNDED
+from horovod_qoda.exchange import options
+from horovod_qoda.exchange.levels import histograms, predicted_counts, refit
+from horovod_qoda.exchange.observations import (
+    Arrays,
+    rounding_variance,
+    sample,
+    symbol_entropy,
+)
+from horovod_qoda.exchange.options import AVERAGED, ZERO_SHARE
 from horovod_qoda.layout import Layout
 from horovod_qoda.quantization import step_factor, step_size
+from horovod_qoda.settings import Settings
 
 if TYPE_CHECKING:
     from horovod_qoda.exchange.buffer import ExchangeBuffer
@@ -26,12 +37,9 @@ EARLY_UPDATES = (0, 1, 4, 9, 19, 49, *range(99, 1000, 100))
 
 UPDATE_EVERY = 1000
 
-SAMPLE = 16 * 1024
-"""Coordinates of a layer looked at to choose its reconstruction and to predict its rate."""
-
-ZERO_SHARE = 0.01
-"""From this share of exact zeros on a layer is never dithered: dither moves coordinates that have
-no gradient, and Adam would scale that to full steps (docs/theory.md section 8)."""
+EARLY_ALLOCATIONS = (19, 99, 499)
+"""Updates at which L-GreCo runs before its turn every ``UPDATE_EVERY`` exchanges; the first as soon
+as there are gradients to average that are not those of the very start."""
 
 _PROBE = 0.5
 """Octaves by which the step is refined to see how the rate answers."""
@@ -48,19 +56,28 @@ def is_update(exchange: int) -> bool:
     return exchange in EARLY_UPDATES or (exchange + 1) % UPDATE_EVERY == 0
 
 
+def is_allocation(exchange: int) -> bool:
+    """True for update exchanges at which the bits of layers are chosen anew."""
+    return exchange in EARLY_ALLOCATIONS or (exchange + 1) % UPDATE_EVERY == 0
+
+
 class Adaptation:
     """State shared by all buffers of one optimizer; equal on all ranks.
 
     Attributes:
         factors: step over RMS, one for each distinct ``bits`` among the one-stream types.
+        bits: per layer, the rate that L-GreCo gave it, or its own; float64, nan for raw layers.
+        saved: per layer, the rate expected of ``bits`` over that of the layer's own; float64.
         reconstruction: per layer, ``ROUNDED`` or ``DITHERED``.
         books: agreed code tables of each stage, ``None`` until the first update.
-        levels: distinct level sequences, in the order in which layout.levels lists them.
+        levels: level sequences, one for each of the layout's slots.
     """
 
-    def __init__(self, layout: Layout, stages: int) -> None:
+    def __init__(self, layout: Layout, stages: int, settings: Settings | None = None) -> None:
         self._layout = layout
         self._stages = stages
+        self._settings = settings or Settings()
+        self._allocates = self._settings.allocation != "none"
         kinds = layout.types
         self._rates = sorted({t.bits for t in kinds if not t.raw and not t.levels})
         self._rate_of_type = np.array(
@@ -68,7 +85,11 @@ class Adaptation:
         )
         self._type_of_layer = np.array([x.type for x in layout.layers], np.int64)
         self._free = np.array([kinds[x.type].quantizer == "auto" for x in layout.layers], bool)
+        self._table_of_type = np.array([layout.table(i) for i in range(len(kinds))], np.int64)
         self.factors = np.array([step_factor(bits) for bits in self._rates])
+        own = [kinds[x.type].bits for x in layout.layers]
+        self.bits = np.where([kinds[x.type].raw for x in layout.layers], np.nan, own)
+        self.saved = np.ones(len(layout.layers))
         self.reconstruction = np.array(
             [DITHERED if kinds[x.type].quantizer == "dithered" else ROUNDED for x in layout.layers],
             np.uint8,
@@ -93,10 +114,38 @@ class Adaptation:
     def step(self, layer: int, sum_sq: float, numel: int) -> np.float32:
         """Step of a one-stream layer for coordinates with this sum of squares."""
         group = self._rate_of_type[self._type_of_layer[layer]]
-        return step_size(float(self.factors[group]), sum_sq, numel) if group >= 0 else np.float32(0)
+        if group < 0:
+            return np.float32(0)
+        return step_size(self.factors[group] * self._refinement(layer), sum_sq, numel)
+
+    def _refinement(self, layer: int) -> float:
+        """Factor on a layer's step that gives it the rate L-GreCo chose."""
+        own = self._layout.types[self._type_of_layer[layer]].bits
+        return 1.0 if self.bits[layer] == own else options.refinement(own, self.bits[layer])
 
     def new_histogram(self) -> np.ndarray:
         return np.zeros((STAGES, len(self._layout.types), 256), np.int64)
+
+    def follow(self, buffers: list[ExchangeBuffer], exchange: int) -> None:
+        """Adds this rank's gradients up over the exchanges before an allocation."""
+        ahead = next((k for k in range(AVERAGED) if is_allocation(exchange + k)), None)
+        if self._allocates and ahead is not None:
+            options.add_up(self._layout, buffers, anew=ahead == AVERAGED - 1)
+
+    def observe(
+        self, buffers: list[ExchangeBuffer], symbols: np.ndarray, exchange: int
+    ) -> tuple[Arrays, Arrays]:
+        """What this rank contributes to an update: integer counts, and amounts.
+
+        Args:
+            symbols: counts of coded symbols, int64 [stages, types, 256].
+        """
+        counts = {"symbols": symbols, "seen": self.look(buffers), "slopes": self.slopes(buffers)}
+        amounts = histograms(self._layout, buffers)
+        if self._allocates and is_allocation(exchange):
+            factors = np.append(self.factors, 0.0)[self._rate_of_type]
+            amounts |= options.weigh(self._layout, buffers, factors)
+        return counts, amounts
 
     def look(self, buffers: list[ExchangeBuffer]) -> np.ndarray:
         """Per layer, over a sample of this rank's gradient: coordinates, exact zeros, and the
@@ -107,60 +156,116 @@ class Adaptation:
             for layer in buffer.plan.layers:
                 if not self._free[layer] or not 0 < steps[layer] < np.inf:
                     continue
-                values = _sample(buffer.span(layer))
+                values = sample(buffer.span(layer))
                 scaled = values.astype(np.float64) / steps[layer]
-                fraction = scaled - np.floor(scaled)
                 seen[layer] = (
                     len(values),
                     np.count_nonzero(values == 0),
-                    int(2**20 * float(np.sum(fraction * (1 - fraction)))),
+                    int(2**20 * rounding_variance(scaled)),
                 )
         return seen
 
     def slopes(self, buffers: list[ExchangeBuffer]) -> np.ndarray:
         """For each distinct ``bits``: bits gained per halving of the step on this rank's sample,
-        times coordinates, and those coordinates; int64 [rates, 2] in units of 1 / 1024.
+        times coordinates; bits at the present step, times coordinates; and those coordinates.
+        int64 [rates, 3] in units of 1 / 1024.
 
         The gain is 1 where coordinates spread over many steps and the share of live coordinates
         where most are zero; a controller that took 1 for granted would never reach a sparse
         model's target.
         """
-        gained, weight = np.zeros((2, len(self._rates)))
+        gained, now, weight = np.zeros((3, len(self._rates)))
         for buffer in buffers:
             steps = self.steps(buffer)
             for layer in buffer.plan.layers:
                 if not 0 < steps[layer] < np.inf:
                     continue
-                scaled = _sample(buffer.span(layer)) / np.float64(steps[layer])
+                scaled = sample(buffer.span(layer)) / np.float64(steps[layer])
                 group = self._rate_of_type[self._type_of_layer[layer]]
                 numel = self._layout.layers[layer].numel
-                finer = _sample_entropy(scaled * 2**_PROBE) - _sample_entropy(scaled)
-                gained[group] += numel * finer / _PROBE
+                bits = symbol_entropy(scaled)
+                gained[group] += numel * (symbol_entropy(scaled * 2**_PROBE) - bits) / _PROBE
+                now[group] += numel * bits
                 weight[group] += numel
-        return (1024 * np.stack([gained, weight], axis=1)).astype(np.int64)
+        return (1024 * np.stack([gained, now, weight], axis=1)).astype(np.int64)
 
-    def update(self, histogram: np.ndarray, seen: np.ndarray, slopes: np.ndarray) -> None:
-        """Takes the counts of all ranks and sets tables, factors and reconstructions anew."""
-        for stage in range(self._stages):
-            if histogram[stage].any():
-                self.books[stage] = Book.from_histogram(histogram[stage])
-        for group, bits in enumerate(self._rates):
-            types = np.flatnonzero(self._rate_of_type == group)
-            rates = [mean_entropy(histogram[s, types]) for s in range(self._stages)]
-            if np.isfinite(rates).all():
-                rate = np.mean(rates)
-                gained, weight = slopes[group]
-                slope = np.clip(gained / weight if weight else 1.0, *SLOPES)
-                change = float(np.clip((rate - bits) / slope, -MAX_CHANGE, MAX_CHANGE))
-                self.factors[group] *= 2.0**change
-        count, zeros, rounding = seen.T
+    def update(self, counts: Arrays, amounts: Arrays) -> None:
+        """Takes the sums of all ranks and sets everything anew."""
+        symbols = counts["symbols"]
+        if "rates" in amounts:
+            self._allocate(amounts)
+        self._steer(symbols, counts["slopes"])
+        count, zeros, rounding = counts["seen"].T
         known = self._free & (count > 0)
         dither = (rounding / 2**20 > count / 12) & (zeros < ZERO_SHARE * count)
         self.reconstruction[known] = np.where(dither, DITHERED, ROUNDED)[known]
+        changed = refit(self._layout, self._settings, self.levels, self._bits_of_type(), amounts)
+        tables = self._tables(symbols, amounts, changed)
+        for stage in range(self._stages):
+            if symbols[stage].any():
+                self.books[stage] = Book.from_histogram(tables[stage])
+
+    def _tables(
+        self, symbols: np.ndarray, amounts: Arrays, changed: dict[int, np.ndarray]
+    ) -> np.ndarray:
+        """Counts to make tables from: those seen, but for types whose levels are new."""
+        tables = symbols.copy()
+        for type, levels in changed.items():
+            row = self._table_of_type[type]
+            largest = np.flatnonzero(symbols[:, row, 1:].any(axis=0))
+            as_many = bool(largest.size) and largest[-1] + 1 - 128 == len(levels) - 1
+            predicted = predicted_counts(amounts, type, levels)
+            if self._layout.pooled or predicted is None:
+                # No table: it travels inline until symbols of the new levels have been counted.
+                tables[:, row] = 0
+                continue
+            tables[0, row] = predicted
+            if not as_many:  # the second stage's vector is another one: nothing to predict from
+                tables[1, row] = 0
+        return tables
+
+    def _allocate(self, amounts: Arrays) -> None:
+        mean = {key: amounts[key] for key in ("rates", "errors", "squares")}
+        bits, saved = options.choose(
+            self._layout, self._settings, mean["rates"], mean["errors"], mean["squares"][:, 0]
+        )
+        chosen = np.isfinite(bits)
+        self.bits[chosen], self.saved[chosen] = bits[chosen], saved[chosen]
+
+    def _bits_of_type(self) -> np.ndarray:
+        """The rate in force for each type; with allocation, a type is one layer."""
+        bits = np.array([t.bits for t in self._layout.types])
+        if self._allocates:
+            for layer, type in enumerate(self._type_of_layer):
+                if np.isfinite(self.bits[layer]):
+                    bits[type] = self.bits[layer]
+        return bits
+
+    def _steer(self, symbols: np.ndarray, slopes: np.ndarray) -> None:
+        """Moves the factors so that the mean rate becomes what was asked for."""
+        numel = np.array([x.numel for x in self._layout.layers], np.float64)
+        for group, bits in enumerate(self._rates):
+            types = np.flatnonzero(self._rate_of_type == group)
+            members = np.isin(self._type_of_layer, types)
+            gained, sampled, weight = slopes[group]
+            if self._layout.pooled:
+                # One table for all types does not tell their rates apart.
+                rates = [sampled / weight if weight else np.nan]
+            else:
+                rates = [mean_entropy(symbols[s, types]) for s in range(self._stages)]
+            if np.isfinite(rates).all() and numel[members].any():
+                # Allocation keeps the error of the own rates, not the rate.
+                wanted = bits * np.average(self.saved[members], weights=numel[members])
+                slope = np.clip(gained / weight if weight else 1.0, *SLOPES)
+                change = float(np.clip((np.mean(rates) - wanted) / slope, -MAX_CHANGE, MAX_CHANGE))
+                self.factors[group] *= 2.0**change
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "factors": self.factors.tolist(),
+            "bits": [None if np.isnan(b) else b for b in self.bits.tolist()],
+            "saved": self.saved.tolist(),
+            "levels": [sequence.tolist() for sequence in self.levels],
             "reconstruction": self.reconstruction.tolist(),
             "books": [None if b is None else b.to_bytes().hex() for b in self.books],
         }
@@ -176,22 +281,14 @@ class Adaptation:
                 f"{len(self.reconstruction)} and {len(self.factors)}"
             )
         self.factors = np.array(state["factors"])
+        self.bits = np.array([np.nan if b is None else b for b in state["bits"]])
+        self.saved = np.array(state["saved"])
+        self.levels = [np.array(sequence, np.float32) for sequence in state["levels"]]
         self.reconstruction = np.array(state["reconstruction"], np.uint8)
         self.books = [
             None if tables is None else Book.from_bytes(bytes.fromhex(tables))
             for tables in state["books"]
         ]
-
-
-def _sample(values: np.ndarray) -> np.ndarray:
-    return values[:: max(1, len(values) // SAMPLE)]
-
-
-def _sample_entropy(scaled: np.ndarray) -> float:
-    """Bits per symbol of the one-stream quantiser at step 1."""
-    # Multiples of the golden ratio are spread evenly over [0, 1) and need no generator.
-    dither = (np.arange(len(scaled)) * 0.6180339887498949) % 1
-    return entropy(np.unique(np.floor(scaled + dither), return_counts=True)[1])
 
 
 def mean_entropy(histogram: np.ndarray) -> float:

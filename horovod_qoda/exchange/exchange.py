@@ -16,6 +16,7 @@ from horovod_qoda.exchange.allgather import allgather
 from horovod_qoda.exchange.allreduce import allreduce
 from horovod_qoda.exchange.buffer import ExchangeBuffer
 from horovod_qoda.exchange.handshake import agree, object_of_root
+from horovod_qoda.exchange.observations import sum_over_ranks
 from horovod_qoda.exchange.records import ExchangeRecord
 from horovod_qoda.exchange.scatter_reduce import scatter_reduce
 from horovod_qoda.exchange.step import Outgoing, Step
@@ -25,13 +26,16 @@ from horovod_qoda.logs import logger
 from horovod_qoda.settings import Settings
 from horovod_qoda.transport import Transport
 
-_ADAPTED = ("bits", "quantizer", "rules", "bucket_size", "norm", "levels", "topology", "min_numel")
+_ADAPTED = (
+    "bits", "quantizer", "rules", "bucket_size", "norm", "levels", "topology", "min_numel",
+    "level_solver", "types", "coding", "allocation", "allocation_error", "allocation_alpha",
+)  # fmt: skip
 """Settings that decide what adaptation means."""
 
 _MPI_LIMIT = 2**31
 """MPI counts are 32-bit: no call may move more bytes to a rank."""
 
-_LOCAL = ("previous", "previous_error")
+_LOCAL = ("previous", "previous_error", "summed")
 
 _ITEMSIZE = {"torch.float64": 8, "torch.float16": 2, "torch.bfloat16": 2}
 
@@ -92,7 +96,7 @@ class Exchange:
         # Seed and optimizer of the random numbers: a run that resumes goes on with its own.
         self._stream = settings.seed | (optimizer & 0xFFF) << 52
         stages = 2 if self.topology == "scatter_reduce" else 1
-        self.adaptation = Adaptation(layout, stages)
+        self.adaptation = Adaptation(layout, stages, settings)
         parts = transport.size if self.topology == "scatter_reduce" else 1
         self._buffers = [ExchangeBuffer(layout, plan, parts) for plan in layout.buffers]
         self._buffer_of = {i: b for b in self._buffers for i in b.plan.layers}
@@ -165,6 +169,8 @@ class Exchange:
             job.wait()
         tally = step.tally
         tally.wait_s += time.perf_counter() - begin
+        if self._topology_of(step.number) != "raw":
+            self.adaptation.follow(self._buffers, step.number - self.settings.warmup_steps)
         if step.histogram is not None:
             self._update(step)
         tally.exchange_s = self._worker.collective_s - tally.exchange_s
@@ -315,17 +321,12 @@ class Exchange:
 
     def _update(self, step: Step) -> None:
         assert step.histogram is not None
-        seen = self.adaptation.look(self._buffers)
-        slopes = self.adaptation.slopes(self._buffers)
-        counts = np.concatenate([step.histogram.ravel(), seen.ravel(), slopes.ravel()])
-        total = self.transport.allreduce(self.name + ".update", counts).wait()
+        since = step.number - self.settings.warmup_steps
+        counts, amounts = self.adaptation.observe(self._buffers, step.histogram, since)
+        name = self.name + ".update"
+        counts, amounts = sum_over_ranks(self.transport, name, counts, amounts)
         if self.transport.rank == 0:
-            first, second = step.histogram.size, step.histogram.size + seen.size
-            self.adaptation.update(
-                total[:first].reshape(step.histogram.shape),
-                total[first:second].reshape(seen.shape),
-                total[second:].reshape(slopes.shape),
-            )
+            self.adaptation.update(counts, amounts)
         state = self.adaptation.state_dict()
         state = object_of_root(self.transport, self.name + ".update.state", state)
         if self.transport.rank:

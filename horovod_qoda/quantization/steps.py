@@ -114,6 +114,19 @@ def gaussian_level_rate(levels: npt.ArrayLike, bucket: int, norm: str = "linf") 
     return _entropy(p) + float(upper.sum()) + 32.0 / bucket
 
 
+def gaussian_maxmin_rate(entries: int, bucket: int) -> float:
+    """Coded bits per coordinate of max-min with 2 * entries values on Gaussian buckets.
+
+    The unit is the typical range over 2 * entries - 1; where the grid lies changes the entropy
+    little. Minimum and unit of a bucket take 64 bits.
+    """
+    if bucket < 2:
+        raise ValueError(f"bucket must be at least 2: {bucket}")
+    # The greatest of n coordinates is about the greatest magnitude of n / 2.
+    unit = 2.0 * _median_largest(max(bucket // 2, 1)) / (2 * entries - 1)
+    return min(gaussian_rate(unit), math.log2(2 * entries)) + 64.0 / bucket
+
+
 def _median_largest(bucket: int) -> float:
     """x with P(|z| <= x)^bucket = 1/2 for standard normal z."""
     target = -math.expm1(-math.log(2.0) / bucket)

@@ -31,6 +31,13 @@ from horovod_qoda.settings import Settings, add_arguments, from_arguments
         ("seed", -1),
         ("seed", 2**32),
         ("threads", 0),
+        ("level_solver", "newton"),
+        ("types", "shape"),
+        ("coding", "huffman"),
+        ("allocation", "lgrec"),
+        ("allocation_error", "absolute"),
+        ("allocation_alpha", 0),
+        ("sensitivity", -1.0),
         ("rules", {"a": {"bits": 0}}),
         ("rules", {"a": {"colour": 1}}),
         ("rules", {"a": -3}),
@@ -101,4 +108,22 @@ def test_rules_apply_in_order():
 
 def test_rule_without_a_layer_is_an_error():
     with pytest.raises(ValueError, match=r"'embd\*' matches no layer"):
-        Settings(rules={"embd*": 6}).check_rules(["embed.weight", "out.weight"])
+        Settings(rules={"embd*": 6}).check_rules({"embed.weight": "embedding", "out.w": "linear"})
+    with pytest.raises(ValueError, match="type:embedding, type:linear"):
+        Settings(rules={"type:conv*": 6}).check_rules({"e": "embedding", "out": "linear"})
+
+
+def test_rules_by_kind_of_layer():
+    s = Settings(rules={"type:embedding": {"bits": 6}, "type:norm": "raw", "emb.low": 2})
+    assert s.for_layer("emb.tokens", "embedding").bits == 6
+    assert s.for_layer("emb.low", "embedding").bits == 2
+    assert s.for_layer("emb.tokens", "norm") is None
+    assert s.for_layer("embedding", "linear").bits == s.bits
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"levels": 5}, {"rules": {"a": {"levels": 5}}}, {"types": "global"}]
+)
+def test_allocation_refuses_what_contradicts_it(wrong):
+    with pytest.raises(ValueError, match="allocation"):
+        Settings(allocation="lgreco", **wrong)

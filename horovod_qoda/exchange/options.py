@@ -1,0 +1,205 @@
+"""L-GreCo in the exchange: what each layer could be given, and what it would cost.
+
+Rates and errors are estimated on the sum of the last gradients of every rank (L-GreCo averages
+them, which only scales all layers alike), without coding anything.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from horovod_qoda.allocation import allocate, combine_errors, error_budget
+from horovod_qoda.coding import entropy
+from horovod_qoda.exchange.observations import (
+    Arrays,
+    rounding_variance,
+    sample,
+    sample_of_buckets,
+    spread_dither,
+    symbol_entropy,
+)
+from horovod_qoda.layout import LayerType, Layout
+from horovod_qoda.quantization import step_factor
+from horovod_qoda.quantization.adaptive import companded_levels, expected_variance, level_rate
+from horovod_qoda.quantization.families import WHOLE_LAYER, level_sequence
+from horovod_qoda.quantization.histogram import normalised_histograms
+from horovod_qoda.settings import Settings
+
+if TYPE_CHECKING:
+    from horovod_qoda.exchange.buffer import ExchangeBuffer
+
+BITS = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0)
+"""Rates offered besides a layer's own. Half bits where most layers end up: a finer choice gains,
+and costs 2 ms a layer each time."""
+
+AVERAGED = 10
+"""Gradients summed before options are weighed, as in L-GreCo."""
+
+ZERO_SHARE = 0.01
+"""From this share of exact zeros on a layer is never dithered: dither moves coordinates that have
+no gradient, and Adam would scale that to full steps (docs/theory.md section 8)."""
+
+
+def options(kind: LayerType) -> tuple[float, ...]:
+    """Rates on offer for a layer, its own among them; one for a type that has no choice."""
+    if kind.raw:
+        return ()
+    if kind.quantizer == "ternary":
+        return (kind.bits,)
+    return tuple(sorted({*BITS, kind.bits}))
+
+
+def add_up(layout: Layout, buffers: list[ExchangeBuffer], anew: bool) -> None:
+    """Adds a sample of this rank's gradients to ``buffer.summed``, or starts that anew."""
+    for buffer in buffers:
+        parts = [_part(layout, buffer, layer) for layer in _quantized(layout, buffer)]
+        now = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+        # One gradient that is not finite would spoil the sum; the others say enough.
+        now = np.where(np.isfinite(now), now, np.float32(0))
+        buffer.summed = now if anew or buffer.summed is None else buffer.summed + now
+
+
+def weigh(layout: Layout, buffers: list[ExchangeBuffer], factors: np.ndarray) -> Arrays:
+    """Options of every layer on the sums of :func:`add_up`, which are then forgotten.
+
+    Args:
+        factors: per type, step over RMS at the type's own rate.
+
+    Returns:
+        "rates" and "errors", [layers, most options], as :func:`measure` has them; "squares",
+        [layers, 1], mean squares.
+    """
+    count = len(layout.layers)
+    most = max((len(options(kind)) for kind in layout.types), default=0)
+    rates, errors = np.zeros((2, count, most))
+    squares = np.zeros((count, 1))
+    for buffer in buffers:
+        start = 0
+        for layer in _quantized(layout, buffer):
+            type = layout.layers[layer].type
+            stop = start + _part(layout, buffer, layer).size
+            if buffer.summed is None or start == stop:
+                continue
+            gradient = buffer.summed[start:stop]
+            points = measure(gradient, layout.types[type], float(factors[type]))
+            rates[layer, : len(points)], errors[layer, : len(points)] = points.T
+            squares[layer] = np.mean(gradient.astype(np.float64) ** 2)
+            start = stop
+        buffer.summed = None
+    return {"rates": rates, "errors": errors, "squares": squares}
+
+
+def _quantized(layout: Layout, buffer: ExchangeBuffer) -> list[int]:
+    return [i for i in buffer.plan.layers if not layout.types[layout.layers[i].type].raw]
+
+
+def _part(layout: Layout, buffer: ExchangeBuffer, layer: int) -> np.ndarray:
+    """The part of a layer's gradient that is summed until options are weighed."""
+    kind, values = layout.types[layout.layers[layer].type], buffer.span(layer)
+    return sample_of_buckets(values, kind.bucket_size) if kind.levels else sample(values)
+
+
+def measure(gradient: np.ndarray, kind: LayerType, factor: float) -> np.ndarray:
+    """Bits per coordinate and squared error per coordinate of every option, float64 [options, 2].
+
+    Args:
+        gradient: coordinates of the layer, whole buckets where it has buckets.
+        factor: step over RMS of a one-stream type at its own rate.
+    """
+    points = np.zeros((len(options(kind)), 2))
+    if not np.isfinite(gradient).all() or not gradient.any():
+        return points
+    if not kind.levels:
+        rms = float(np.sqrt(np.mean(gradient.astype(np.float64) ** 2)))
+        for point, bits in zip(points, options(kind), strict=True):
+            step = factor * refinement(kind.bits, bits) * rms
+            point[:] = _one_stream(gradient, step, kind.quantizer)
+        return points
+    bucket = kind.bucket_size or WHOLE_LAYER
+    counts, weighted = normalised_histograms(gradient, kind.bucket_size, kind.norm)
+    for point, bits in zip(points, options(kind), strict=True):
+        levels = level_sequence(kind.quantizer, bits, kind.bucket_size, kind.norm)
+        if kind.quantizer == "maxmin":
+            point[:] = _maxmin(gradient, len(levels), kind.bucket_size)
+            continue
+        if kind.quantizer == "adaptive":
+            levels = companded_levels(weighted, len(levels) - 2)
+        squares = expected_variance(weighted, levels) * weighted.sum()
+        point[:] = level_rate(counts, levels, bucket), squares / gradient.size
+    return points
+
+
+def refinement(own: float, wanted: float) -> float:
+    """Factor on the step that turns the rate ``own`` of Gaussian coordinates into ``wanted``."""
+    return step_factor(wanted) / step_factor(own)
+
+
+def choose(
+    layout: Layout, settings: Settings, rates: np.ndarray, errors: np.ndarray, squares: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """L-GreCo's choice for every layer.
+
+    Args:
+        rates, errors: [layers, most options], means over ranks of what :func:`measure` returns.
+        squares: [layers] mean square of a coordinate.
+
+    Returns:
+        ``(bits, saved)``, float64 [layers]: the chosen rate (nan for raw layers), and what the
+        choice takes over what the layer's own rate would.
+    """
+    bits, saved = np.full((2, len(layout.layers)), np.nan)
+    sizes, costs, default, chosen_from = [], [], [], []
+    for layer in layout.layers:
+        kind = layout.types[layer.type]
+        offered = options(kind)
+        if not offered or not layer.numel:
+            continue
+        mine = settings.for_layer(layer.name, layer.kind)
+        assert mine is not None
+        n = len(offered)
+        sizes.append(layer.numel * rates[layer.index, :n])
+        costs.append(
+            combine_errors(
+                layer.numel * errors[layer.index, :n],
+                settings.allocation_error,
+                mine.sensitivity,
+                float(squares[layer.index]),
+            )
+        )
+        default.append(offered.index(kind.bits))
+        chosen_from.append((layer.index, offered))
+    if not sizes:
+        return bits, saved
+    budget = error_budget(costs, default, settings.allocation_alpha)
+    choice = allocate(sizes, costs, budget, default)
+    for (index, offered), size, own, chosen in zip(
+        chosen_from, sizes, default, choice, strict=True
+    ):
+        bits[index] = offered[chosen]
+        saved[index] = size[chosen] / size[own] if size[own] else 1.0
+    return bits, saved
+
+
+def _one_stream(gradient: np.ndarray, step: float, quantizer: str) -> tuple[float, float]:
+    scaled = gradient.astype(np.float64) / step
+    rounded, dithered = rounding_variance(scaled) / gradient.size, 1 / 12
+    zeros = np.count_nonzero(gradient == 0) >= ZERO_SHARE * gradient.size
+    variance = {"rounded": rounded, "dithered": dithered}.get(
+        quantizer, rounded if zeros else min(rounded, dithered)
+    )
+    return symbol_entropy(scaled), step**2 * variance
+
+
+def _maxmin(gradient: np.ndarray, entries: int, bucket: int) -> tuple[float, float]:
+    whole = not bucket or bucket > gradient.size
+    rows = gradient[None, :] if whole else gradient[: gradient.size // bucket * bucket]
+    rows = rows.reshape(-1, gradient.size if whole else bucket).astype(np.float64)
+    low = rows.min(axis=1, keepdims=True)
+    unit = (rows.max(axis=1, keepdims=True) - low) / (2 * entries - 1)
+    scaled = np.divide(rows - low, unit, out=np.zeros_like(rows), where=unit > 0)
+    fraction = scaled - np.floor(scaled)
+    symbols = np.floor(scaled + spread_dither(scaled.shape))
+    bits = entropy(np.unique(symbols, return_counts=True)[1]) + 64 / rows.shape[1]
+    return bits, float(np.mean(unit**2 * fraction * (1 - fraction)))
