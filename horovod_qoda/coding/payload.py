@@ -113,6 +113,7 @@ def encode(
     levels: Sequence[npt.ArrayLike] = (),
     histogram: npt.NDArray[np.int64] | None = None,
     threads: int = 1,
+    decoded: Floats | None = None,
 ) -> int:
     """Writes one payload into ``out`` and returns its length in bytes.
 
@@ -126,10 +127,14 @@ def encode(
         histogram: int64 [n_types, 256]; the exact counts of this payload's symbols are added.
             Column 0 counts ``|k| > 127``, column k + 128 counts symbol k.
         threads: worker threads, the caller's included.
+        decoded: float32, as long as ``values`` and apart from them; receives what `decode` will
+            give, bit for bit, at the segments' coordinates. Cheaper than decoding: symbols and
+            random numbers are at hand.
 
     Raises:
-        ValueError: a segment breaks its contract, ``out`` is too small, or values hold NaN or Inf
-            where ``nonfinite`` is 0.
+        ValueError: a segment breaks its contract, ``out`` is too small, ``decoded`` has another
+            size than ``values`` or overlaps them, or values hold NaN or Inf where ``nonfinite``
+            is 0. ``out`` and ``decoded`` are then undefined.
     """
     tables, book_hash = (None, 0) if book is None else (book.tables, book.hash)
     return _codec.encode(
@@ -142,6 +147,7 @@ def encode(
         _flat_levels(levels),
         histogram,
         threads,
+        decoded,
     )
 
 

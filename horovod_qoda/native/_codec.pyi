@@ -19,6 +19,7 @@ def encode(
     levels: Sequence[Sequence[float]],
     histogram: npt.NDArray[np.int64] | None,
     threads: int,
+    decoded: npt.NDArray[np.float32] | None,
 ) -> int: ...
 def decode(
     payloads: Sequence[npt.NDArray[np.uint8]],

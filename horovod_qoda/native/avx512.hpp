@@ -7,7 +7,8 @@ namespace qoda::avx512 {
 
 double sum_squares(const float* src, float* dst, size_t n, bool* finite);
 double sum_sq_diff(const float* a, const float* b, size_t n);
-size_t quantize_step(const float* v, size_t n, float step, const Stream&, CodeRange, Symbols);
+size_t quantize_step(const float* v, size_t n, float step, const Stream&, CodeRange, Symbols,
+                     Mirror);
 size_t quantize_levels(const float* v, size_t n, Buckets norms, const LevelSequence&, const Stream&,
                        CodeRange, Symbols);
 size_t quantize_maxmin(const float* v, size_t n, Buckets pairs, int top, const Stream&, CodeRange,

@@ -12,15 +12,21 @@ uint64_t py_encode(const Array<float>& values, const py::array& segments,
                    const HeaderTuple& header, Array<uint8_t>& out,
                    const std::optional<Array<uint16_t>>& tables, uint64_t book_hash,
                    const Levels& levels, std::optional<Array<int64_t>>& histogram,
-                   unsigned threads) {
+                   unsigned threads, std::optional<Array<float>>& decoded) {
   const Segments rows = to_segments(segments);
   const std::optional<Book> book = to_book(tables, book_hash);
   const LevelSet level_set(levels);
   if (histogram && (histogram->ndim() != 2 || histogram->shape(1) != 256))
     throw std::invalid_argument("histogram must have shape [n_types, 256]");
+  if (decoded && decoded->size() != values.size())
+    throw std::invalid_argument("decoded and values differ in size");
+  float* mirror = decoded ? decoded->mutable_data() : nullptr;
+  const auto n = static_cast<size_t>(values.size());
+  if (mirror != nullptr && mirror < values.data() + n && values.data() < mirror + n)
+    throw std::invalid_argument("decoded must not overlap values");
   EncodeRequest request{};
   request.values = values.data();
-  request.n_values = static_cast<uint64_t>(values.size());
+  request.n_values = n;
   request.segments = rows.rows;
   request.n_segments = rows.n;
   request.header = to_header(header);
@@ -29,6 +35,7 @@ uint64_t py_encode(const Array<float>& values, const py::array& segments,
   request.histogram = histogram ? histogram->mutable_data() : nullptr;
   request.n_types = histogram ? static_cast<size_t>(histogram->shape(0)) : 0;
   request.threads = threads;
+  request.decoded = mirror;
   uint8_t* to = out.mutable_data();
   const uint64_t capacity = static_cast<uint64_t>(out.size());
   const py::gil_scoped_release release;
@@ -134,7 +141,7 @@ PYBIND11_MODULE(_codec, m) {
   m.def("encode", &py_encode, py::arg("values").noconvert(), py::arg("segments"),
         py::arg("header"), py::arg("out").noconvert(), py::arg("tables").noconvert().none(true),
         py::arg("book_hash"), py::arg("levels"), py::arg("histogram").noconvert().none(true),
-        py::arg("threads"));
+        py::arg("threads"), py::arg("decoded").noconvert().none(true));
   m.def("decode", &py_decode, py::arg("payloads").noconvert(), py::arg("segments"),
         py::arg("out").noconvert(), py::arg("expect"), py::arg("tables").noconvert().none(true),
         py::arg("book_hash"), py::arg("levels"), py::arg("add"), py::arg("scale"),

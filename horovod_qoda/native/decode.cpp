@@ -12,27 +12,6 @@
 namespace qoda {
 namespace {
 
-// value[code] of a level quantiser: signed levels, or the unit count of max-min. NaN elsewhere.
-struct ValueOfCode {
-  float value[256];
-
-  ValueOfCode(const Segment& s, const LevelSet& levels) {
-    std::fill(value, value + 256, std::numeric_limits<float>::quiet_NaN());
-    const LevelSequence sequence = levels.sequence(s.levels);
-    const int count = sequence.count;
-    if (s.quantizer == kMaxMin) {
-      for (int q = 0; q < 2 * count; ++q)
-        if (q - count >= -kMaxCode && q - count <= kMaxCode)
-          value[q - count + kCodeZero] = static_cast<float>(q);
-      return;
-    }
-    for (int k = 0; k < count; ++k) {
-      value[kCodeZero - k] = 0.0f - sequence.level[k];
-      value[kCodeZero + k] = sequence.level[k];
-    }
-  }
-};
-
 // One block of one payload. `first`: no other task has touched its part of the output yet.
 struct Task {
   size_t block;

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <mutex>
 
 #include "choose_table.hpp"
@@ -28,6 +29,7 @@ class Encoder {
   uint64_t run() {
     find_kinds();
     write_meta();
+    if (request_.decoded != nullptr) decode_uncoded();
     const uint64_t end = write_raw_blocks(write_coded_blocks());
     write_header(end);
     return end;
@@ -37,6 +39,7 @@ class Encoder {
   void find_kinds();
   uint8_t kind_of(size_t row, float* sides) const;
   void write_meta();
+  void decode_uncoded() const;
   void write_header(uint64_t length);
   uint64_t write_coded_blocks();
   uint64_t write_raw_blocks(uint64_t at);
@@ -128,6 +131,18 @@ void Encoder::write_meta() {
     throw std::invalid_argument("bucket norms of 4 GiB or more; use larger buckets");
 }
 
+// What the segments without symbols decode to.
+void Encoder::decode_uncoded() const {
+  for (size_t row = 0; row < request_.n_segments; ++row) {
+    const Segment& s = request_.segments[row];
+    float* to = request_.decoded + s.offset;
+    if (kinds_[row] == kZero) std::fill_n(to, s.numel, 0.0f);
+    if (kinds_[row] == kRaw) std::memcpy(to, request_.values + s.offset, 4 * s.numel);
+    if (kinds_[row] == kNonfinite)
+      std::fill_n(to, s.numel, std::numeric_limits<float>::quiet_NaN());
+  }
+}
+
 uint64_t Encoder::coded_symbols(const Block& block) const {
   uint64_t n = 0;
   for (uint32_t p = block.first_piece; p < block.end_piece; ++p)
@@ -150,8 +165,10 @@ uint32_t Encoder::encode_block(const Block& block, Workspace& work, Counts* coun
     const Piece& piece = plan_.pieces[p];
     if (kinds_[piece.segment] != kCoded) continue;
     const Symbols out = {work.codes.data() + n, work.escapes.data() + escapes};
+    float* decoded = request_.decoded;
+    if (decoded != nullptr) decoded += request_.segments[piece.segment].offset + piece.start;
     const size_t found =
-        quantize(context(), piece.segment, piece.start, piece.numel, table.range(), out);
+        quantize(context(), piece.segment, piece.start, piece.numel, table.range(), out, decoded);
     for (size_t e = 0; e < found; ++e)
       if (!std::isfinite(out.escapes[e]))
         refuse(piece.segment, "values hold NaN or Inf but nonfinite is 0, or value / step overflows");

@@ -55,6 +55,13 @@ struct Output {
   bool add;
 };
 
+// Where a one-stream quantiser leaves what decoding will make of its symbols, for which it has the
+// random numbers at hand; nowhere if `values` is null.
+struct Mirror {
+  float* values;
+  bool dithered;
+};
+
 struct EncodeTable {
   uint16_t freq[256];
   uint16_t start[256];
@@ -98,7 +105,8 @@ struct Kernels {
   double (*sum_sq_diff)(const float* a, const float* b, size_t n);
 
   // Quantisers return the number of escapes written.
-  size_t (*quantize_step)(const float* v, size_t n, float step, const Stream&, CodeRange, Symbols);
+  size_t (*quantize_step)(const float* v, size_t n, float step, const Stream&, CodeRange, Symbols,
+                          Mirror);
   size_t (*quantize_levels)(const float* v, size_t n, Buckets norms, const LevelSequence&,
                             const Stream&, CodeRange, Symbols);
   size_t (*quantize_maxmin)(const float* v, size_t n, Buckets pairs, int top, const Stream&,

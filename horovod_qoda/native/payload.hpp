@@ -47,6 +47,12 @@ class LevelSet {
   uint32_t crc_ = 0;
 };
 
+// value[code] of a level quantiser: signed levels, or the unit count of max-min. NaN elsewhere.
+struct ValueOfCode {
+  ValueOfCode(const Segment& segment, const LevelSet& levels);
+  float value[256];
+};
+
 Stream stream_of(const Header& header, const Segment& segment, uint64_t start);
 Buckets buckets_of(const Segment& segment, const float* sides, uint64_t start, uint64_t n);
 
@@ -58,6 +64,7 @@ struct EncodeRequest {
   Header header;
   const Book* book;  // may be null
   const LevelSet* levels;
+  float* decoded;      // [n_values], may be null: receives what decoding gives, apart from `values`
   int64_t* histogram;  // [n_types, 256], may be null
   size_t n_types;
   unsigned threads;

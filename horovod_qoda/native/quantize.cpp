@@ -5,17 +5,24 @@
 namespace qoda {
 
 size_t quantize(const QuantizeContext& context, uint32_t row, uint64_t start, size_t n,
-                CodeRange range, Symbols out) {
+                CodeRange range, Symbols out, float* decoded) {
   const Segment& s = context.segments[row];
   const float* v = context.values + s.offset + start;
   const Stream stream = stream_of(context.header, s, start);
   if (s.quantizer == kOneStream)
-    return kernels().quantize_step(v, n, s.step, stream, range, out);
+    return kernels().quantize_step(v, n, s.step, stream, range, out,
+                                   {decoded, s.reconstruction == kDithered});
   const Buckets sides = buckets_of(s, context.sides[row], start, n);
   const LevelSequence sequence = context.levels->sequence(s.levels);
-  if (s.quantizer == kLevels)
-    return kernels().quantize_levels(v, n, sides, sequence, stream, range, out);
-  return kernels().quantize_maxmin(v, n, sides, 2 * sequence.count - 1, stream, range, out);
+  const bool pairs = s.quantizer == kMaxMin;
+  const size_t escapes =
+      pairs ? kernels().quantize_maxmin(v, n, sides, 2 * sequence.count - 1, stream, range, out)
+            : kernels().quantize_levels(v, n, sides, sequence, stream, range, out);
+  if (decoded != nullptr)
+    kernels().dequantize_buckets(out.codes, n, sides, pairs,
+                                 ValueOfCode(s, *context.levels).value, out.escapes,
+                                 {decoded, 1.0f, false});
+  return escapes;
 }
 
 void count_symbols(const uint8_t* codes, size_t n, const float* escapes, size_t n_escapes,

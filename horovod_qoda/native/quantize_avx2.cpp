@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "avx2.hpp"
 #include "philox_avx2.hpp"
 
@@ -5,12 +7,13 @@ namespace qoda {
 namespace {
 
 struct Scaling {
-  __m256 inverse, low, high;
+  __m256 step, inverse, low, high;
 };
 
-// 32 coordinates from v on; k receives the symbols. Returns a bit for each that must escape.
+// 32 coordinates from v on; k receives the symbols, and mirror.values what they decode to. Returns a
+// bit for each that must escape.
 uint32_t quantize_32(const float* v, const __m256i words[4][2], int first_eighth,
-                     const Scaling& s, uint8_t* codes, float k[32]) {
+                     const Scaling& s, uint8_t* codes, float k[32], Mirror mirror) {
   __m256i whole[4];
   uint32_t outside = 0;
 #pragma GCC unroll 4
@@ -22,6 +25,11 @@ uint32_t quantize_32(const float* v, const __m256i words[4][2], int first_eighth
                                         _mm256_cmp_ps(symbol, s.high, _CMP_LE_OQ));
     outside |= (0xFFu & ~static_cast<uint32_t>(_mm256_movemask_ps(inside))) << (8 * e);
     _mm256_storeu_ps(k + 8 * e, symbol);
+    if (mirror.values != nullptr) {
+      const __m256 dither = _mm256_sub_ps(_mm256_set1_ps(0.5f), u);
+      const __m256 sum = mirror.dithered ? _mm256_add_ps(symbol, dither) : symbol;
+      _mm256_storeu_ps(mirror.values + 8 * e, _mm256_mul_ps(sum, s.step));
+    }
     whole[e] = _mm256_cvtps_epi32(symbol);
   }
   const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(whole[0], whole[1]),
@@ -36,12 +44,12 @@ uint32_t quantize_32(const float* v, const __m256i words[4][2], int first_eighth
 }  // namespace
 
 size_t avx2::quantize_step(const float* v, size_t n, float step, const Stream& stream,
-                           CodeRange range, Symbols out) {
-  const Scaling scaling = {_mm256_set1_ps(1.0f / step),
+                           CodeRange range, Symbols out, Mirror mirror) {
+  const Scaling scaling = {_mm256_set1_ps(step), _mm256_set1_ps(1.0f / step),
                            _mm256_set1_ps(static_cast<float>(range.low)),
                            _mm256_set1_ps(static_cast<float>(range.high))};
   size_t escapes = 0;
-  float rest[32], k[32];
+  float rest[32], k[32], decoded[32];
   __m256i words[4][2];
   for (size_t i = 0; i < n; i += 32) {
     if (i % kGroup == 0)
@@ -52,8 +60,11 @@ size_t avx2::quantize_step(const float* v, size_t n, float step, const Stream& s
       for (size_t j = 0; j < 32; ++j) rest[j] = j < count ? from[j] : 0.0f;
       from = rest;
     }
+    Mirror here = mirror;
+    if (mirror.values != nullptr) here.values = count < 32 ? decoded : mirror.values + i;
     uint32_t outside = quantize_32(from, words, static_cast<int>(i % kGroup / 8), scaling,
-                                   out.codes + i, k);
+                                   out.codes + i, k, here);
+    if (here.values == decoded) std::copy_n(decoded, count, mirror.values + i);
     outside &= count < 32 ? (1u << count) - 1 : ~0u;
     for (; outside != 0; outside &= outside - 1) {
       const int j = __builtin_ctz(outside);

@@ -63,12 +63,31 @@ class Packer {
   bool all_, saturates_;
 };
 
+// Sees every row and its random numbers, and does nothing.
+struct NoMirror {
+  void operator()(size_t, size_t, __m512, __m512) const {}
+};
+
+// Writes what a decoder makes of floor(s).
+template <bool kDithered>
+struct StepMirror {
+  float* to;
+  __m512 step;
+
+  void operator()(size_t i, size_t left, __m512 s, __m512 u) const {
+    __m512 k = _mm512_roundscale_ps(s, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    if (kDithered) k = _mm512_add_ps(k, _mm512_sub_ps(_mm512_set1_ps(0.5f), u));
+    _mm512_mask_storeu_ps(to + i, first_lanes(left), _mm512_mul_ps(k, step));
+  }
+};
+
 // row(i, v, U) -> s, whose floor is the symbol; i is a multiple of 16. One group of 128, `n` of
 // whose coordinates exist.
-template <typename Row>
+template <typename Row, typename Mirrored>
 inline __attribute__((always_inline)) void quantize_group(const float* v, size_t i, size_t n,
                                                           const __m512i words[4], Packer& packer,
-                                                          const Row& row) {
+                                                          const Row& row,
+                                                          const Mirrored& mirror) {
   for (size_t half = 0; half < 2 && 64 * half < n; ++half, i += 64) {
     const size_t left = n - 64 * half;
     __m512 s[4];
@@ -77,9 +96,11 @@ inline __attribute__((always_inline)) void quantize_group(const float* v, size_t
       const __m512 u = row_uniforms(words, static_cast<int>(4 * half + r));
       if (left >= 64) {
         s[r] = row(i + 16 * r, _mm512_loadu_ps(v + i + 16 * r), u);
+        mirror(i + 16 * r, 16, s[r], u);
       } else if (left > 16 * r) {
         const __mmask16 live = first_lanes(left - 16 * r);
         s[r] = row(i + 16 * r, _mm512_maskz_loadu_ps(live, v + i + 16 * r), u);
+        mirror(i + 16 * r, left - 16 * r, s[r], u);
       } else {
         s[r] = _mm512_setzero_ps();
       }
@@ -88,10 +109,11 @@ inline __attribute__((always_inline)) void quantize_group(const float* v, size_t
   }
 }
 
-template <typename Row>
+template <typename Row, typename Mirrored = NoMirror>
 inline __attribute__((always_inline)) size_t quantize(const float* v, size_t n,
                                                       const Stream& stream, CodeRange range,
-                                                      Symbols out, const Row& row) {
+                                                      Symbols out, const Row& row,
+                                                      const Mirrored& mirror = {}) {
   Packer packer(range, out);
   const PhiloxLanes philox(stream.philox);
   __m512i words[2][4];
@@ -99,12 +121,12 @@ inline __attribute__((always_inline)) size_t quantize(const float* v, size_t n,
   size_t i = 0;
   for (; i + 2 * kGroup <= n; i += 2 * kGroup, group += 2) {
     philox.groups<2>(group, words);
-    quantize_group(v, i, kGroup, words[0], packer, row);
-    quantize_group(v, i + kGroup, kGroup, words[1], packer, row);
+    quantize_group(v, i, kGroup, words[0], packer, row, mirror);
+    quantize_group(v, i + kGroup, kGroup, words[1], packer, row, mirror);
   }
   for (; i < n; i += kGroup, ++group) {
     philox.groups<1>(group, words);
-    quantize_group(v, i, n - i < kGroup ? n - i : kGroup, words[0], packer, row);
+    quantize_group(v, i, n - i < kGroup ? n - i : kGroup, words[0], packer, row, mirror);
   }
   return packer.escapes();
 }
@@ -122,11 +144,15 @@ class BucketIndex {
 }  // namespace
 
 size_t avx512::quantize_step(const float* v, size_t n, float step, const Stream& stream,
-                             CodeRange range, Symbols out) {
-  const __m512 inverse = _mm512_set1_ps(1.0f / step);
-  return quantize(v, n, stream, range, out, [=](size_t, __m512 x, __m512 u) {
+                             CodeRange range, Symbols out, Mirror mirror) {
+  const __m512 inverse = _mm512_set1_ps(1.0f / step), scale = _mm512_set1_ps(step);
+  const auto row = [=](size_t, __m512 x, __m512 u) {
     return _mm512_add_ps(_mm512_mul_ps(x, inverse), u);
-  });
+  };
+  if (mirror.values == nullptr) return quantize(v, n, stream, range, out, row);
+  if (mirror.dithered)
+    return quantize(v, n, stream, range, out, row, StepMirror<true>{mirror.values, scale});
+  return quantize(v, n, stream, range, out, row, StepMirror<false>{mirror.values, scale});
 }
 
 size_t avx512::quantize_levels(const float* v, size_t n, Buckets norms, const LevelSequence& seq,

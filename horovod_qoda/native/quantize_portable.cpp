@@ -43,10 +43,14 @@ size_t quantize(size_t n, const Stream& stream, CodeRange range, Symbols out, Sy
 }  // namespace
 
 size_t portable::quantize_step(const float* v, size_t n, float step, const Stream& stream,
-                               CodeRange range, Symbols out) {
+                               CodeRange range, Symbols out, Mirror mirror) {
   const float inverse = 1.0f / step;
-  return quantize(n, stream, range, out,
-                  [=](size_t i, float u) { return std::floor(v[i] * inverse + u); });
+  return quantize(n, stream, range, out, [=](size_t i, float u) {
+    const float k = std::floor(v[i] * inverse + u);
+    if (mirror.values != nullptr)
+      mirror.values[i] = (mirror.dithered ? k + (0.5f - u) : k) * step;
+    return k;
+  });
 }
 
 size_t portable::quantize_levels(const float* v, size_t n, Buckets norms, const LevelSequence& seq,

@@ -1,4 +1,6 @@
 // What encoder and decoder share: level sequences, random streams, record bytes.
+#include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "payload.hpp"
@@ -32,6 +34,22 @@ LevelSet::LevelSet(std::vector<std::vector<float>> sequences) : levels_(std::mov
 
 LevelSequence LevelSet::sequence(size_t i) const {
   return {levels_[i].data(), inverse_gaps_[i].data(), static_cast<int>(levels_[i].size())};
+}
+
+ValueOfCode::ValueOfCode(const Segment& s, const LevelSet& levels) {
+  std::fill(value, value + 256, std::numeric_limits<float>::quiet_NaN());
+  const LevelSequence sequence = levels.sequence(s.levels);
+  const int count = sequence.count;
+  if (s.quantizer == kMaxMin) {
+    for (int q = 0; q < 2 * count; ++q)
+      if (q - count >= -kMaxCode && q - count <= kMaxCode)
+        value[q - count + kCodeZero] = static_cast<float>(q);
+    return;
+  }
+  for (int k = 0; k < count; ++k) {
+    value[kCodeZero - k] = 0.0f - sequence.level[k];
+    value[kCodeZero + k] = sequence.level[k];
+  }
 }
 
 Stream stream_of(const Header& h, const Segment& segment, uint64_t start) {

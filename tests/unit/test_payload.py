@@ -160,6 +160,16 @@ def test_nan_and_overflow_are_the_callers_errors():
         payload(values, segment(500, step=1e-20, quantizer=1))
 
 
+def test_decoded_fits_the_values():
+    values, segments, _ = small_payload()
+    short = np.empty(299, dtype=np.float32)
+    with pytest.raises(ValueError, match="differ in size"):
+        payload(values, segments, levels=LEVELS, decoded=short)
+    both = np.resize(values, 400)
+    with pytest.raises(ValueError, match="overlap"):
+        payload(both[:300], segments, levels=LEVELS, decoded=both[100:])
+
+
 @pytest.mark.parametrize(
     "fields, message",
     [

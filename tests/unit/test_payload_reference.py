@@ -9,12 +9,15 @@ from tests.codec_cases import HEADER, INPUTS, LEVELS, QUANTIZERS, join, make_inp
 
 
 def check(values, segments, book=None, levels=LEVELS):
-    got = payload(values, segments, book=book, levels=levels)
+    own = np.full(values.shape, 7.0, dtype=np.float32)
+    got = payload(values, segments, book=book, levels=levels, decoded=own)
     assert got.tobytes() == reference.encode(values, segments, HEADER, book, levels)
+    assert payload(values, segments, book=book, levels=levels).tobytes() == got.tobytes()
     out = np.full(values.shape, 7.0, dtype=np.float32)
     assert decode(got, segments, out, expect=HEADER, book=book, levels=levels).aux == HEADER.aux
     wanted = reference.decode(got.tobytes(), segments, HEADER, book, levels)
     np.testing.assert_array_equal(out.view(np.uint32), wanted.view(np.uint32))
+    np.testing.assert_array_equal(own.view(np.uint32), out.view(np.uint32))
     return got, out
 
 
@@ -90,9 +93,10 @@ def test_segments_need_not_be_in_order_or_cover_the_array():
     values = rng.standard_normal(9000).astype(np.float32)
     segments = join([segment(2000, step=0.5, quantizer=1) for _ in range(2)])
     segments["offset"] = [6000, 500]
-    got = payload(values, segments)
-    out = np.full(9000, 7.0, dtype=np.float32)
+    out, own = np.full((2, 9000), 7.0, dtype=np.float32)
+    got = payload(values, segments, decoded=own)
     decode(got, segments, out, expect=HEADER)
+    assert (own == out).all()
     assert (np.abs(out - values)[6000:8000] < 0.5).all()
     assert (np.abs(out - values)[500:2500] < 0.5).all()
     assert (np.delete(out, np.r_[500:2500, 6000:8000]) == 7.0).all()
