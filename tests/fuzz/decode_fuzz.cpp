@@ -36,7 +36,7 @@ struct Layout {
 };
 
 std::vector<Layout> make_layouts() {
-  std::vector<Layout> layouts(4);
+  std::vector<Layout> layouts(5);
   layouts[0].add(300, kOneStream, kDithered, 0, 0);
   layouts[1].add(700, kOneStream, kRounded, 0, 0);
   layouts[1].add(90, kOneStream, kDithered, 0, 0);
@@ -46,6 +46,8 @@ std::vector<Layout> make_layouts() {
   layouts[2].add(200, kMaxMin, 0, 2, 32);
   layouts[3].add(1, kOneStream, kRounded, 1, 0);
   layouts[3].add(1500, kOneStream, kDithered, 3, 0);
+  layouts[4].add(400, kLevels, kLinf, 4, 128);
+  layouts[4].add(400, kMaxMin, 0, 5, 0);
   return layouts;
 }
 
@@ -65,6 +67,11 @@ const Book& book() {
     Counts counts{};
     for (int code = 110; code <= 146; ++code) counts[code] = 50;
     for (int type = 0; type < 4; ++type) b.tables.push_back(normalize(counts, false));
+    b.tables[1] = CodeTable{};  // a payload that names an agreed table which is absent
+    // Of types 4 and 5, levels and max-min: most symbols are escapes.
+    Counts narrow{};
+    narrow[128] = narrow[0] = 50;
+    b.tables.insert(b.tables.end(), 2, normalize(narrow, false));
     return b;
   }();
   return made;
@@ -132,22 +139,27 @@ std::vector<uint8_t> fresh(unsigned seed) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size < 1) return 0;
-  const Layout& layout = layouts()[data[0] % layouts().size()];
+  // The first byte: layout, then whether the payload comes twice (two streams side by side), as it is
+  // (so that header and checksum errors happen too), added, and scaled.
+  const Layout& layout = layouts()[(data[0] & 7) % layouts().size()];
   std::vector<uint8_t> bytes(data + 1, data + size);
-  repair(bytes, layout);
+  const bool as_it_is = (data[0] & 48) == 48;
+  if (!as_it_is) repair(bytes, layout);
+  const size_t count = (data[0] & 48) == 16 ? 2 : 1;
   // Allocations of exactly the right size, so that the sanitizer sees one byte too far.
   std::vector<float> out(layout.coordinates);
   DecodeRequest request{};
   request.segments = layout.segments.data();
   request.n_segments = layout.segments.size();
-  request.expect.resize(1);
+  request.expect.resize(count);
   request.book = &book();
   request.levels = &levels();
   request.add = data[0] & 64;
   request.scale = data[0] & 128 ? 0.5f : 1.0f;
   request.threads = 1;
   try {
-    decode({{bytes.data(), bytes.size()}}, request, out.data(), out.size());
+    if (as_it_is) seal(bytes.data(), bytes.size(), 1, 2, 3);
+    decode(std::vector<Bytes>(count, {bytes.data(), bytes.size()}), request, out.data(), out.size());
   } catch (const PayloadError&) {
   }
   return 0;
