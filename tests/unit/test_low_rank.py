@@ -1,0 +1,294 @@
+"""PowerSGD between threads: exact where it can be, nothing lost where it cannot."""
+
+import random
+
+import numpy as np
+import pytest
+
+from horovod_qoda.exchange.adaptation import Adaptation
+from horovod_qoda.exchange.buffer import ExchangeBuffer
+from horovod_qoda.exchange.low_rank import LowRank, low_rank, matrix
+from horovod_qoda.exchange.step import Outgoing, Step
+from horovod_qoda.exchange.worker import Worker
+from horovod_qoda.layout import build
+from horovod_qoda.settings import Settings
+from horovod_qoda.transport import local_transports
+from tests.threads import in_threads
+
+SHAPES = [(60, 40), (30, 4, 5, 2), (7, 90)]
+LAYOUT = build([(f"w{i}", s, "torch.float32") for i, s in enumerate(SHAPES)], Settings(min_numel=1))
+
+
+class Node:
+    """One rank: its buffer, its PowerSGD state, and exchanges of one buffer."""
+
+    def __init__(self, transport, ranks=(4, 4, 4), wants_sums=False):
+        (plan,) = LAYOUT.buffers
+        self.transport, self.number, self.wants_sums = transport, 0, wants_sums
+        self.buffer = ExchangeBuffer(LAYOUT, plan, 1)
+        matrices = [matrix(i, f"w{i}", SHAPES[i]) for i in plan.layers]
+        self.state = LowRank(plan, matrices, dict(enumerate(ranks)), seed=3)
+        self.worker = Worker("test")
+        self.tally = None
+
+    def exchange(self, gradients):
+        """Means of flat float32 gradients, one a layer."""
+        for layer, gradient in enumerate(gradients):
+            self.buffer.span(layer)[:] = gradient
+            self.buffer.finite[layer] = np.isfinite(gradient).all()
+        step = Step(
+            number=self.number, optimizer=0, key=0, layout=LAYOUT, transport=self.transport,
+            adaptation=Adaptation(LAYOUT, 1), outgoing=Outgoing(), threads=1,
+            wants_sums=self.wants_sums,
+        )  # fmt: skip
+        self.worker.submit(low_rank(step, self.buffer, self.state)).wait()
+        self.number += 1
+        self.tally, self.sums = step.tally, step.sums
+        return [self.buffer.span(i, "mean").copy() for i in range(len(SHAPES))]
+
+    def residuals(self):
+        by_layer = {m.layer: self.state.view(m, self.state.residual) for m in self.state.matrices}
+        return [by_layer[i].ravel().copy() for i in range(len(SHAPES))]
+
+
+def of_rank(rng, rank):
+    """A gradient of every layer, of this rank as a matrix."""
+    out = []
+    for shape in SHAPES:
+        rows, columns = shape[0], int(np.prod(shape[1:]))
+        left, right = rng.standard_normal((rows, rank)), rng.standard_normal((rank, columns))
+        out.append((left @ right).astype(np.float32).ravel())
+    return out
+
+
+def run(size, body, **options):
+    def rank(transport):
+        node = Node(transport, **options)
+        try:
+            return body(node, transport.rank)
+        finally:
+            node.worker.stop()
+
+    return in_threads(local_transports(size), rank)
+
+
+def new_seed():
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    return seed
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_mean_of_no_higher_rank_is_exact(size):
+    seed = new_seed()
+    left = np.random.default_rng(seed)
+    shared = of_rank(left, 4)
+
+    def gradients(rank):
+        # All ranks' matrices share row and column spaces, so their mean has rank 4 too.
+        return [np.float32(1 + rank) * g for g in shared]
+
+    def body(node, rank):
+        return node.exchange(gradients(rank)), node.residuals()
+
+    for means, residuals in run(size, body):
+        for layer, mean in enumerate(means):
+            want = np.mean([gradients(r)[layer] for r in range(size)], axis=0)
+            scale = np.abs(want).max()
+            np.testing.assert_allclose(mean, want, atol=2e-5 * scale)
+            assert np.abs(residuals[layer]).max() < 2e-5 * scale * size
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_nothing_is_lost(size):
+    """What was applied, and the mean of the residuals, add up to the mean of the gradients."""
+    seed, steps = new_seed(), 7
+
+    def gradients(rank, step):
+        return of_rank(np.random.default_rng([seed, rank, step]), 20)
+
+    def body(node, rank):
+        applied = [np.zeros(int(np.prod(s))) for s in SHAPES]
+        for step in range(steps):
+            for total, mean in zip(applied, node.exchange(gradients(rank, step)), strict=True):
+                total += mean
+        return applied, node.residuals()
+
+    results = run(size, body)
+    for layer in range(len(SHAPES)):
+        want = sum(
+            gradients(r, s)[layer].astype(np.float64) for r in range(size) for s in range(steps)
+        )
+        applied = results[0][0][layer] * size
+        left = sum(r[1][layer].astype(np.float64) for r in results)
+        assert np.abs(left).max() > 0.05 * np.abs(want).max(), "nothing was held back: no test"
+        np.testing.assert_allclose(applied + left, want, atol=2e-4 * np.abs(want).max())
+
+
+def test_means_are_the_same_bits_on_all_ranks_and_every_rank_sends_as_much_as_counted():
+    seed, size = new_seed(), 3
+
+    def body(node, rank):
+        out = []
+        for step in range(5):
+            out += node.exchange(of_rank(np.random.default_rng([seed, rank, step]), 9))
+        return out, node.tally.payload_bytes, {k: q.copy() for k, q in node.state.warm.items()}
+
+    first, *others = run(size, body, ranks=(1, 5, 7))
+    sent = 4 * sum(r * (s[0] + np.prod(s[1:])) for r, s in zip((1, 5, 7), SHAPES, strict=True))
+    assert first[1] == sent
+    for other in others:
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(first[0], other[0], strict=True))
+        assert all(first[2][k].tobytes() == other[2][k].tobytes() for k in first[2])
+
+
+def test_warm_start_converges_to_the_best_approximation():
+    """Exchanging one matrix over and over, without feedback, is subspace iteration: its error
+    falls to that of the truncated singular value decomposition."""
+    rng = np.random.default_rng(new_seed())
+    gradients = []
+    for shape in SHAPES:
+        u, _ = np.linalg.qr(rng.standard_normal((shape[0], shape[0])))
+        v, _ = np.linalg.qr(rng.standard_normal((int(np.prod(shape[1:])), shape[0])))
+        sigma = 0.5 ** np.arange(min(shape[0], v.shape[1]))
+        gradients.append(((u[:, : len(sigma)] * sigma) @ v.T[: len(sigma)]).astype(np.float32))
+
+    def body(node, rank):
+        errors = []
+        for _ in range(8):
+            means = node.exchange([g.ravel() for g in gradients])
+            node.state.residual[:] = 0
+            errors.append(
+                [np.linalg.norm(m - g.ravel()) for m, g in zip(means, gradients, strict=True)]
+            )
+        return np.array(errors)
+
+    (errors,) = run(1, body, ranks=(3, 3, 3))
+    best = np.array([np.linalg.norm(0.5 ** np.arange(3, min(60, s[0], 40))) for s in SHAPES])
+    assert (errors[-1] < 1.001 * best).all(), (errors[-1], best)
+    assert (errors[0] > 1.01 * best).any(), "the first exchange was perfect: no test"
+
+
+def test_zeros_stay_zero_and_do_not_stop_what_follows():
+    seed = new_seed()
+    zeros = [np.zeros(int(np.prod(s)), np.float32) for s in SHAPES]
+    wanted = of_rank(np.random.default_rng(seed), 2)
+
+    def body(node, rank):
+        return node.exchange(zeros), node.exchange(zeros), node.exchange(wanted)
+
+    for first, second, third in run(2, body):
+        assert not any(m.any() for m in first + second)
+        for mean, want in zip(third, wanted, strict=True):
+            np.testing.assert_allclose(mean, want, atol=1e-4 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("wants_sums", [False, True])
+def test_one_bad_step_costs_one_step_and_one_layer(wants_sums):
+    seed = new_seed()
+
+    def gradients(rank, step):
+        return of_rank(np.random.default_rng([seed, rank, step]), 12)
+
+    def body(node, rank):
+        node.exchange(gradients(rank, 0))
+        before = node.residuals()
+        bad = gradients(rank, 1)
+        if rank == 1:
+            bad[1][17] = np.nan
+        spoiled, after = node.exchange(bad), node.residuals()
+        return spoiled, before, after, node.exchange(gradients(rank, 2))
+
+    for spoiled, before, after, good in run(3, body, wants_sums=wants_sums):
+        assert [bool(np.isfinite(m).all()) for m in spoiled] == [True, False, True]
+        assert np.isnan(spoiled[1]).all()
+        assert before[1].tobytes() == after[1].tobytes()
+        assert before[0].tobytes() != after[0].tobytes()
+        assert all(np.isfinite(m).all() for m in good)
+
+
+def test_sums_over_nodes_are_those_of_what_each_contributed():
+    seed, size = new_seed(), 3
+
+    def gradients(rank, step):
+        return of_rank(np.random.default_rng([seed, rank, step]), 10)
+
+    def body(node, rank):
+        sent, sums = [], []
+        for step in range(3):
+            before = np.concatenate(node.residuals()).astype(np.float64)
+            node.exchange(gradients(rank, step))
+            after = np.concatenate(node.residuals())
+            sent.append(np.concatenate(gradients(rank, step)) + before - after)
+            sums.append(node.sums[0, 0])
+        return sent, sums
+
+    results = run(size, body, wants_sums=True)
+    for step in range(3):
+        assert len({r[1][step] for r in results}) == 1
+        square = sum(np.sum(r[0][step] ** 2) for r in results) / size**2
+        change = (
+            sum(np.sum((r[0][step] - (r[0][step - 1] if step else 0)) ** 2) for r in results)
+            / size**2
+        )
+        np.testing.assert_allclose(results[0][1][step], (square, change), rtol=1e-4)
+
+
+def test_a_run_that_resumes_goes_on_with_the_same_bits():
+    seed = new_seed()
+
+    def gradients(rank, step):
+        return of_rank(np.random.default_rng([seed, rank, step]), 15)
+
+    def body(node, rank):
+        for step in range(3):
+            node.exchange(gradients(rank, step))
+        saved = {name: array.copy() for name, array in node.state.state().items()}
+        straight = [node.exchange(gradients(rank, step)) for step in (3, 4)]
+        other = Node(node.transport)
+        other.number = 3
+        other.state.load(saved)
+        resumed = [other.exchange(gradients(rank, step)) for step in (3, 4)]
+        other.worker.stop()
+        without = Node(node.transport)
+        anew = without.exchange(gradients(rank, 3))
+        without.worker.stop()
+        return straight, resumed, anew
+
+    for straight, resumed, anew in run(2, body):
+        for a, b in zip(straight, resumed, strict=True):
+            assert all(x.tobytes() == y.tobytes() for x, y in zip(a, b, strict=True))
+        assert straight[0][0].tobytes() != anew[0].tobytes(), "the state made no difference"
+
+
+def test_ranks_change_without_losing_what_was_learned():
+    (plan,) = LAYOUT.buffers
+    matrices = [matrix(i, f"w{i}", SHAPES[i]) for i in plan.layers]
+    state = LowRank(plan, matrices, {0: 4, 1: 4, 2: 4}, seed=0)
+    again = LowRank(plan, matrices, {0: 4, 1: 4, 2: 4}, seed=0)
+    q = state.warm[0].copy()
+    assert q.tobytes() == again.warm[0].tobytes() and q.shape == (40, 4)
+    assert q.tobytes() != LowRank(plan, matrices, {0: 4, 1: 4, 2: 4}, seed=1).warm[0].tobytes()
+    state.set_ranks({0: 6, 1: 2, 2: 4})
+    assert state.warm[0].shape == (40, 6) and state.warm[1].shape == (40, 2)
+    assert (state.warm[0][:, :4] == q).all()
+    assert np.linalg.matrix_rank(state.warm[0]) == 6
+    with pytest.raises(ValueError, match="Q was saved as"):
+        again.load(state.state())
+    state.residual += 1
+    state.forget()
+    assert not state.residual.any() and state.ranks == {0: 6, 1: 2, 2: 4}
+
+
+@pytest.mark.parametrize("rank", [0, 8, 91])
+def test_an_impossible_rank_names_the_layer(rank):
+    (plan,) = LAYOUT.buffers
+    matrices = [matrix(i, f"w{i}", SHAPES[i]) for i in plan.layers]
+    with pytest.raises(ValueError, match="'w2' is a 7 x 90 matrix.*from 1 to 7"):
+        LowRank(plan, matrices, {0: 4, 1: 4, 2: rank}, seed=0)
+
+
+@pytest.mark.parametrize("shape", [(), (5,)])
+def test_a_vector_is_no_matrix(shape):
+    with pytest.raises(ValueError, match="'bias'.*PowerSGD needs a matrix.*'raw'"):
+        matrix(0, "bias", shape)
