@@ -27,8 +27,9 @@ from torch.nn import functional
 SIDE = 28
 LATENT = 64
 
-# Two hidden layers of 1,024 for each player give 3.8 million parameters together.
-WIDTH = 1024
+# Two hidden layers of 896 for each player give 3.1 million parameters together: enough gradient to
+# be worth compressing, and two runs of 1,000 steps with 4 ranks on 2 cores take five minutes.
+WIDTH = 896
 
 # Pixels of the untrained generator have a standard deviation near 0.35: enough variety to start
 # from (at 0.1 the generator passes through the mean image for hundreds of steps), not saturated

@@ -79,8 +79,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--eval-every", type=_positive, default=100, help="steps")
     parser.add_argument("--progress", type=float, default=5.0, help="seconds between updates")
     settings.add_arguments(parser)  # QODA: --bits, --quantizer, --topology, --rule, ...
-    # QODA: both players are 15 MB, one buffer by default; with four the first leave during backward
-    parser.set_defaults(fusion_mb=4.0)
+    # QODA: both players are 12 MB, one buffer by default; with two the first leaves during backward
+    parser.set_defaults(fusion_mb=8.0)
     args = parser.parse_args()
     convolutional = args.optimizer == "qoda" and args.model == "conv"
     for name, value in (DEFAULTS[args.optimizer] | (CONV_RATES if convolutional else {})).items():

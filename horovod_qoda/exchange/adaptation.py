@@ -127,10 +127,10 @@ class Adaptation:
         return np.zeros((STAGES, len(self._layout.types), 256), np.int64)
 
     def follow(self, buffers: list[ExchangeBuffer], exchange: int) -> None:
-        """Adds this rank's gradients up over the exchanges before an allocation."""
+        """Keeps samples of this rank's gradients over the exchanges before an allocation."""
         ahead = next((k for k in range(AVERAGED) if is_allocation(exchange + k)), None)
         if self._allocates and ahead is not None:
-            options.add_up(self._layout, buffers, anew=ahead == AVERAGED - 1)
+            options.follow(self._layout, buffers, anew=ahead == AVERAGED - 1)
 
     def observe(
         self, buffers: list[ExchangeBuffer], symbols: np.ndarray, exchange: int

@@ -18,7 +18,7 @@ class ExchangeBuffer:
         mean: the decoded mean over ranks, in the same places.
         sum_sq, finite: per layer of the buffer, filled as gradients are copied in.
         previous: this rank's previous decoded vector, where QODA needs the difference.
-        summed: a sample of the last gradients, added up while an allocation draws near.
+        followed: samples of the last gradients, kept while an allocation draws near.
         previous_error: the previous error of the second stage, likewise, of the chunk owned.
     """
 
@@ -29,7 +29,7 @@ class ExchangeBuffer:
         self.mean = np.zeros(plan.size, np.float32)
         self.previous: np.ndarray | None = None
         self.previous_error: np.ndarray | None = None
-        self.summed: np.ndarray | None = None
+        self.followed: np.ndarray | None = None
         self.numel = np.array([layout.layers[i].numel for i in plan.layers], np.int64)
         self.sum_sq = np.zeros(len(plan.layers))
         self.finite = np.ones(len(plan.layers), bool)

@@ -35,7 +35,7 @@ _ADAPTED = (
 _MPI_LIMIT = 2**31
 """MPI counts are 32-bit: no call may move more bytes to a rank."""
 
-_LOCAL = ("previous", "previous_error", "summed")
+_LOCAL = ("previous", "previous_error", "followed")
 
 _ITEMSIZE = {"torch.float64": 8, "torch.float16": 2, "torch.bfloat16": 2}
 

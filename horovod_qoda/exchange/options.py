@@ -1,7 +1,8 @@
 """L-GreCo in the exchange: what each layer could be given, and what it would cost.
 
-Rates and errors are estimated on the sum of the last gradients of every rank (L-GreCo averages
-them, which only scales all layers alike), without coding anything.
+Rates and errors are averages over the last gradients of every rank, estimated on samples without
+coding anything. L-GreCo's own code looks at the average of the gradients instead; but an average is
+not what travels: of ten gradients of an embedding, each with few live rows, it is dense.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from horovod_qoda.allocation import allocate, combine_errors, error_budget
 from horovod_qoda.coding import entropy
 from horovod_qoda.exchange.observations import (
     Arrays,
-    rounding_variance,
     sample,
     sample_of_buckets,
     spread_dither,
@@ -35,7 +35,10 @@ BITS = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0)
 and costs 2 ms a layer each time."""
 
 AVERAGED = 10
-"""Gradients summed before options are weighed, as in L-GreCo."""
+"""Gradients that options are weighed on, as in L-GreCo."""
+
+PART = 2048
+"""Coordinates of a layer that are kept of each of them."""
 
 ZERO_SHARE = 0.01
 """From this share of exact zeros on a layer is never dithered: dither moves coordinates that have
@@ -51,18 +54,27 @@ def options(kind: LayerType) -> tuple[float, ...]:
     return tuple(sorted({*BITS, kind.bits}))
 
 
-def add_up(layout: Layout, buffers: list[ExchangeBuffer], anew: bool) -> None:
-    """Adds a sample of this rank's gradients to ``buffer.summed``, or starts that anew."""
+def follow(layout: Layout, buffers: list[ExchangeBuffer], anew: bool) -> None:
+    """Adds a sample of this rank's gradients to ``buffer.followed``, or starts that anew.
+
+    A row of it holds, for each quantised layer of the buffer, the RMS and a sample.
+    """
     for buffer in buffers:
-        parts = [_part(layout, buffer, layer) for layer in _quantized(layout, buffer)]
-        now = np.concatenate(parts) if parts else np.zeros(0, np.float32)
-        # One gradient that is not finite would spoil the sum; the others say enough.
-        now = np.where(np.isfinite(now), now, np.float32(0))
-        buffer.summed = now if anew or buffer.summed is None else buffer.summed + now
+        parts = []
+        squares = dict(zip(buffer.plan.layers, buffer.sum_sq / np.maximum(buffer.numel, 1)))
+        for layer in _quantized(layout, buffer):
+            part = _part(layout, buffer, layer)
+            # A gradient that is not finite is left out: an RMS of 0 says so.
+            usable = np.isfinite(squares[layer])
+            parts.append(np.array([np.sqrt(squares[layer]) if usable else 0.0], np.float32))
+            parts.append(part if usable else np.zeros_like(part))
+        row = np.concatenate(parts)[None, :] if parts else np.zeros((1, 0), np.float32)
+        before = None if anew else buffer.followed
+        buffer.followed = row if before is None else np.vstack([before, row])
 
 
 def weigh(layout: Layout, buffers: list[ExchangeBuffer], factors: np.ndarray) -> Arrays:
-    """Options of every layer on the sums of :func:`add_up`, which are then forgotten.
+    """Options of every layer on what :func:`follow` has gathered, which is then forgotten.
 
     Args:
         factors: per type, step over RMS at the type's own rate.
@@ -79,15 +91,19 @@ def weigh(layout: Layout, buffers: list[ExchangeBuffer], factors: np.ndarray) ->
         start = 0
         for layer in _quantized(layout, buffer):
             type = layout.layers[layer].type
-            stop = start + _part(layout, buffer, layer).size
-            if buffer.summed is None or start == stop:
+            stop = start + 1 + _part(layout, buffer, layer).size
+            if buffer.followed is None or stop == start + 1:
+                start = stop
                 continue
-            gradient = buffer.summed[start:stop]
-            points = measure(gradient, layout.types[type], float(factors[type]))
-            rates[layer, : len(points)], errors[layer, : len(points)] = points.T
-            squares[layer] = np.mean(gradient.astype(np.float64) ** 2)
+            live = buffer.followed[buffer.followed[:, start] > 0, start:stop]
             start = stop
-        buffer.summed = None
+            if not len(live):
+                continue
+            rms, gradients = live[:, 0].astype(np.float64), live[:, 1:]
+            points = measure(gradients, rms, layout.types[type], float(factors[type]))
+            rates[layer, : len(points)], errors[layer, : len(points)] = points.T
+            squares[layer] = np.mean(rms**2)
+        buffer.followed = None
     return {"rates": rates, "errors": errors, "squares": squares}
 
 
@@ -96,38 +112,42 @@ def _quantized(layout: Layout, buffer: ExchangeBuffer) -> list[int]:
 
 
 def _part(layout: Layout, buffer: ExchangeBuffer, layer: int) -> np.ndarray:
-    """The part of a layer's gradient that is summed until options are weighed."""
+    """The sample of a layer's gradient that is kept until options are weighed."""
     kind, values = layout.types[layout.layers[layer].type], buffer.span(layer)
-    return sample_of_buckets(values, kind.bucket_size) if kind.levels else sample(values)
+    whole_buckets = kind.bucket_size and kind.bucket_size <= len(values)
+    return (
+        sample_of_buckets(values, kind.bucket_size, PART) if whole_buckets else sample(values, PART)
+    )
 
 
-def measure(gradient: np.ndarray, kind: LayerType, factor: float) -> np.ndarray:
+def measure(gradients: np.ndarray, rms: np.ndarray, kind: LayerType, factor: float) -> np.ndarray:
     """Bits per coordinate and squared error per coordinate of every option, float64 [options, 2].
 
     Args:
-        gradient: coordinates of the layer, whole buckets where it has buckets.
+        gradients: samples of several gradients of one layer, [t, n], whole buckets where there are
+            any; a layer that is one bucket is stood for by its sample.
+        rms: of the whole gradients, [t], positive.
         factor: step over RMS of a one-stream type at its own rate.
     """
     points = np.zeros((len(options(kind)), 2))
-    if not np.isfinite(gradient).all() or not gradient.any():
-        return points
     if not kind.levels:
-        rms = float(np.sqrt(np.mean(gradient.astype(np.float64) ** 2)))
         for point, bits in zip(points, options(kind), strict=True):
-            step = factor * refinement(kind.bits, bits) * rms
-            point[:] = _one_stream(gradient, step, kind.quantizer)
+            steps = factor * refinement(kind.bits, bits) * rms[:, None]
+            point[:] = _one_stream(gradients.astype(np.float64), steps, kind.quantizer)
         return points
-    bucket = kind.bucket_size or WHOLE_LAYER
-    counts, weighted = normalised_histograms(gradient, kind.bucket_size, kind.norm)
+    flat = gradients.ravel()
+    size = kind.bucket_size if kind.bucket_size <= gradients.shape[1] else 0
+    counts, weighted = normalised_histograms(flat, size or gradients.shape[1], kind.norm)
     for point, bits in zip(points, options(kind), strict=True):
         levels = level_sequence(kind.quantizer, bits, kind.bucket_size, kind.norm)
         if kind.quantizer == "maxmin":
-            point[:] = _maxmin(gradient, len(levels), kind.bucket_size)
+            point[:] = _maxmin(flat.reshape(-1, size or gradients.shape[1]), len(levels))
             continue
         if kind.quantizer == "adaptive":
             levels = companded_levels(weighted, len(levels) - 2)
         squares = expected_variance(weighted, levels) * weighted.sum()
-        point[:] = level_rate(counts, levels, bucket), squares / gradient.size
+        bucket = kind.bucket_size or WHOLE_LAYER
+        point[:] = level_rate(counts, levels, bucket), squares / gradients.size
     return points
 
 
@@ -182,20 +202,21 @@ def choose(
     return bits, saved
 
 
-def _one_stream(gradient: np.ndarray, step: float, quantizer: str) -> tuple[float, float]:
-    scaled = gradient.astype(np.float64) / step
-    rounded, dithered = rounding_variance(scaled) / gradient.size, 1 / 12
-    zeros = np.count_nonzero(gradient == 0) >= ZERO_SHARE * gradient.size
+def _one_stream(gradients: np.ndarray, steps: np.ndarray, quantizer: str) -> tuple[float, float]:
+    scaled = gradients / steps
+    fraction = scaled - np.floor(scaled)
+    rounded = float(np.mean(steps**2 * fraction * (1 - fraction)))
+    dithered = float(np.mean(steps**2)) / 12
+    zeros = np.count_nonzero(gradients == 0) >= ZERO_SHARE * gradients.size
     variance = {"rounded": rounded, "dithered": dithered}.get(
         quantizer, rounded if zeros else min(rounded, dithered)
     )
-    return symbol_entropy(scaled), step**2 * variance
+    return symbol_entropy(scaled), variance
 
 
-def _maxmin(gradient: np.ndarray, entries: int, bucket: int) -> tuple[float, float]:
-    whole = not bucket or bucket > gradient.size
-    rows = gradient[None, :] if whole else gradient[: gradient.size // bucket * bucket]
-    rows = rows.reshape(-1, gradient.size if whole else bucket).astype(np.float64)
+def _maxmin(rows: np.ndarray, entries: int) -> tuple[float, float]:
+    """Of buckets, one a row."""
+    rows = rows.astype(np.float64)
     low = rows.min(axis=1, keepdims=True)
     unit = (rows.max(axis=1, keepdims=True) - low) / (2 * entries - 1)
     scaled = np.divide(rows - low, unit, out=np.zeros_like(rows), where=unit > 0)

@@ -53,6 +53,10 @@ class Carrier(ABC):
     def finish(self) -> tuple[ExchangeRecord, Sums]:
         """Ends the exchange after all results have been taken."""
 
+    @abstractmethod
+    def abandon(self) -> None:
+        """Gives up an exchange that has failed half-way, so that another can start."""
+
     def state_dict(self) -> dict[str, Any]:
         """What is adapted during training, the same on all ranks."""
         return {}
@@ -168,6 +172,16 @@ class LayerwiseCarrier(Carrier):
         record, sums = self.exchange.finish()
         square = self._scale**2
         return record, Sums(sums.sum_sq * square, sums.sum_sq_diff * square, sums.aux)
+
+    def abandon(self) -> None:
+        if not self.exchange.under_way:
+            return
+        # A job of the old exchange may never end: it keeps its own buffers and thread.
+        before = self.exchange
+        before.close()
+        self._lay_out()
+        self.exchange.load_state_dict(before.state_dict())
+        self.exchange.load_local_state_dict(before.local_state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         return self._loaded or self.exchange.state_dict()
@@ -291,6 +305,11 @@ class StockCarrier(Carrier):
         self._number += 1
         self._waited = 0.0
         return record, sums
+
+    def abandon(self) -> None:
+        self._results.clear()
+        self._own = [0.0, 0.0]
+        self._waited = 0.0
 
     def local_state_dict(self) -> dict[str, Any]:
         return {"previous": {i: g.clone() for i, g in self._previous.items()}}

@@ -88,6 +88,11 @@ class Gradients:
         self._steps += 1
         return sums
 
+    def abandon(self) -> None:
+        """After an error in the middle of a step: the next one starts from nothing."""
+        self.rule.forget()
+        self.carrier.abandon()
+
     def refuse_unknown(self, groups: list[dict[str, Any]], names: dict[torch.Tensor, str]) -> None:
         """Raises RuntimeError for a gradient that no rank would exchange."""
         for p in (p for group in groups for p in group["params"]):

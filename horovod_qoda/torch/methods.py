@@ -29,6 +29,9 @@ stock = dict(_DistributedOptimizer.__dict__)
 
 _made: Counter[int] = Counter()
 
+_alive: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Wrapped optimizers that somebody still holds."""
+
 
 def attach(
     self: Any, settings: Settings | None, overlap: bool | str, replica_check_steps: int
@@ -65,12 +68,22 @@ def attach(
     self._seen_load = self.param_groups[0][LOAD_KEY]
     self._options = (settings, overlap, replica_check_steps)
     self._gradients = Gradients(names, parameters, carrier, transport, overlap, replica_check_steps)
+    _take_over(self, parameters)
     for p in parameters:
         if p not in self._requires_update:
             self._requires_update.add(p)
             accumulator = p.expand_as(p).grad_fn.next_functions[0][0]
             accumulator.register_hook(self._make_hook(p))
             self._grad_accs.append(accumulator)
+
+
+def _take_over(self: Any, parameters: list[torch.Tensor]) -> None:
+    """Earlier optimizers of the same parameters no longer send during backward."""
+    mine = set(map(id, parameters))
+    for other in _alive:
+        if other is not self and not mine.isdisjoint(map(id, other._gradients.parameters)):
+            other._gradients.rule.retire("a later DistributedOptimizer has the same parameters")
+    _alive.add(self)
 
 
 def _weak(self: Any, name: str) -> Callable[..., Any]:
@@ -124,9 +137,15 @@ def synchronize(self: Any) -> None:
         self._seen_load = mark
         gradients.carrier.disagree()
     gradients.refuse_unknown(self.param_groups, self._parameter_names)
-    gradients.begin(self.backward_passes_per_step)
-    stock["synchronize"](self)
-    sums = gradients.end()
+    try:
+        gradients.begin(self.backward_passes_per_step)
+        stock["synchronize"](self)
+        sums = gradients.end()
+    except Exception:
+        # Whoever catches it may go on: without what is left of this step.
+        self._handles.clear()
+        gradients.abandon()
+        raise
     if gradients.carrier.wants_sums:
         self.receive_sums(sums.sum_sq, sums.sum_sq_diff, sums.aux)
 

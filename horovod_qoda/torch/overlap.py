@@ -78,6 +78,7 @@ class OverlapRule:
         self._forced = wanted is True
         self._steps = 0
         self._fault = -1
+        self._retired = False
         self._fired: dict[int, int] = {}
         self._witness: dict[int, Witness] = {}
 
@@ -91,16 +92,17 @@ class OverlapRule:
         if count < passes:
             return False
         if count > passes:
-            if self.on:
+            if self.on and not self._retired:
                 raise OverlapError(
                     f"the gradient of {self._names[layer]!r} was computed {count} times in one "
                     f"step, {passes} expected, after it had been sent during backward; pass "
                     "overlap=False (or the right backward_passes_per_step) to DistributedOptimizer"
                 )
             return False
-        if self.on or not self.decided:
+        sending = self.on and not self._retired
+        if sending or not self.decided:
             self._witness[layer] = Witness.of(gradient)
-        return self.on
+        return sending
 
     def sent(self, layer: int) -> bool:
         """True if the layer's gradient left during backward in this step."""
@@ -135,8 +137,7 @@ class OverlapRule:
 
     def end_step(self, transport: Transport, name: str) -> bool:
         """Ends a step; after the watched ones asks all ranks. True when just decided."""
-        self._fired.clear()
-        self._witness.clear()
+        self.forget()
         self._steps += 1
         if self.decided or self._steps < self._watch:
             return False
@@ -156,5 +157,19 @@ class OverlapRule:
         """Starts the step anew, as after ``zero_grad()``; gradients thrown away are a fault."""
         if self._fired and not self.decided and self._fault < 0:
             self._fault = min(self._fired)
+        self.forget()
+
+    def forget(self) -> None:
+        """Forgets the hooks of this step."""
         self._fired.clear()
         self._witness.clear()
+        if self._retired:
+            self.on = False
+
+    def retire(self, reason: str) -> None:
+        """Another optimizer took these parameters over: hooks fire for both, and this one's are no
+        sign that it will step. From the next step on it sends at ``synchronize()``."""
+        self.decided = self._retired = True
+        self.reason = reason
+        if not (self.on and self._witness):
+            self.forget()

@@ -8,6 +8,7 @@ import pytest
 from horovod_qoda.exchange.adaptation import Adaptation
 from horovod_qoda.exchange.buffer import ExchangeBuffer
 from horovod_qoda.exchange.low_rank import LowRank, low_rank, matrix
+from horovod_qoda.exchange.low_rank_options import candidates, choose, tails
 from horovod_qoda.exchange.step import Outgoing, Step
 from horovod_qoda.exchange.worker import Worker
 from horovod_qoda.layout import build
@@ -292,3 +293,43 @@ def test_an_impossible_rank_names_the_layer(rank):
 def test_a_vector_is_no_matrix(shape):
     with pytest.raises(ValueError, match="'bias'.*PowerSGD needs a matrix.*'raw'"):
         matrix(0, "bias", shape)
+
+
+def test_candidates_reach_from_a_quarter_to_four_times_and_always_compress():
+    m = matrix(0, "w", (512, 512))
+    assert candidates(m, 16) == (4, 6, 8, 11, 16, 23, 32, 45, 64)
+    assert candidates(m, 1) == (1, 2, 3, 4)
+    # 128 x 64 halves at rank 21: 32 does not, and the layer's own stays whatever it is.
+    assert candidates(matrix(0, "w", (128, 64)), 16) == (4, 6, 8, 11, 16)
+    assert max(candidates(matrix(0, "w", (128, 64)), 30)) == 30
+
+
+def test_tails_are_those_of_the_singular_values():
+    rng = np.random.default_rng(new_seed())
+    for shape in [(20, 33), (33, 20), (12, 12)]:
+        g = rng.standard_normal(shape).astype(np.float32)
+        sigma = np.linalg.svd(g.astype(np.float64), compute_uv=False)
+        want = [np.sum(sigma[r:] ** 2) for r in (1, 5, 12)]
+        np.testing.assert_allclose(tails(g, (1, 5, 12)), want, rtol=1e-9, atol=1e-9)
+    assert not tails(np.full((3, 4), np.nan), (1, 2)).any()
+
+
+def test_chosen_ranks_send_less_at_no_more_error():
+    rng = np.random.default_rng(new_seed())
+    matrices = [matrix(i, f"w{i}", (128, 128)) for i in range(4)]
+    gradients = []
+    for decay in (0.5, 0.9, 0.97, 1.0):
+        u, _ = np.linalg.qr(rng.standard_normal((128, 128)))
+        v, _ = np.linalg.qr(rng.standard_normal((128, 128)))
+        gradients.append((u * decay ** np.arange(128)) @ v.T)
+    own = [8] * 4
+    offered = candidates(matrices[0], 8)
+    errors = [tails(g, offered) for g in gradients]
+    chosen = choose(
+        matrices, own, errors, [float(np.sum(g**2)) for g in gradients],
+        kind="squared", weights=[1.0] * 4, alpha=1.0,
+    )  # fmt: skip
+    error = sum(errors[i][offered.index(chosen[i])] for i in range(4))
+    budget = sum(e[offered.index(8)] for e in errors)
+    assert error <= budget and sum(chosen.values()) < 32
+    assert chosen[0] < 8 < max(chosen.values()), chosen
