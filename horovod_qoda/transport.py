@@ -132,10 +132,15 @@ class _HorovodHandle(Handle):
         try:
             return self._convert(self._hvd.synchronize(self._handle))
         except self._hvd.HorovodInternalError as e:
+            why = (
+                "another rank is at a different place of the script"
+                if "ismatched" in str(e)
+                else "another rank raised an error (see its traceback), was ended, or ran out of "
+                f"batches ({EQUAL_BATCHES})"
+            )
             raise self._hvd.HorovodInternalError(
                 f"rank {self.rank}: the collective {self.name!r} failed, most likely because "
-                "another rank raised an error (see its traceback), was ended, or ran out of "
-                f"batches. {EQUAL_BATCHES}. Horovod says: {e}"
+                f"{why}. Horovod says: {e}"
             ) from None
 
 

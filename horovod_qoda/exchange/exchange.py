@@ -15,7 +15,7 @@ from horovod_qoda.exchange.adaptation import Adaptation, is_update, mean_entropy
 from horovod_qoda.exchange.allgather import allgather
 from horovod_qoda.exchange.allreduce import allreduce
 from horovod_qoda.exchange.buffer import ExchangeBuffer
-from horovod_qoda.exchange.handshake import agree, object_of_root
+from horovod_qoda.exchange.handshake import agree, object_of_root, roll_call
 from horovod_qoda.exchange.observations import sum_over_ranks
 from horovod_qoda.exchange.records import ExchangeRecord
 from horovod_qoda.exchange.scatter_reduce import scatter_reduce
@@ -91,6 +91,7 @@ class Exchange:
         self.topology = choose_topology(settings, transport.size)
         self.wants_sums = wants_sums
         self.number = 0
+        self._since = 0
         self._aux = aux
         self._optimizer = optimizer
         # Seed and optimizer of the random numbers: a run that resumes goes on with its own.
@@ -116,9 +117,16 @@ class Exchange:
     def name(self) -> str:
         return f"horovod_qoda.{self._optimizer}"
 
+    @property
+    def under_way(self) -> bool:
+        """Whether layers were put since the last :meth:`finish`."""
+        return self._step is not None
+
     def agree(self) -> None:
         """Compares settings and layout over ranks, once; raises MismatchError on every rank."""
         if not self._agreed:
+            # Ranks that see no reason to agree send their first buffer under this name.
+            roll_call(self.transport, f"{self.name}.buffer0.stage0")
             agree(self.transport, self.name, self.settings, self.layout)
             # Scripts load a checkpoint on rank 0 and broadcast: what adapts follows rank 0 too.
             state = object_of_root(self.transport, self.name + ".state", self.state_dict())
@@ -201,6 +209,7 @@ class Exchange:
         """Exchange number and what has been adapted: numbers and lists, equal on all ranks."""
         return {
             "exchange": self.number,
+            "since": self._since,
             "stream": self._stream,
             "settings": self.settings.canonical(),
             "adaptation": self.adaptation.state_dict(),
@@ -272,11 +281,13 @@ class Exchange:
         changed = [key for key in _ADAPTED if state["settings"].get(key) != mine[key]]
         if changed:
             logger().warning(
-                f"the checkpoint was made with other compression settings ({', '.join(changed)}): "
-                "what compression had adapted starts anew"
+                f"compression settings have changed ({', '.join(changed)}): what compression had "
+                "adapted starts anew"
             )
+            self._since = int(state["exchange"])
         else:
             self.adaptation.load_state_dict(state["adaptation"])
+            self._since = int(state["since"])
         self.number = int(state["exchange"])
         self._stream = int(state["stream"])
 
@@ -297,7 +308,7 @@ class Exchange:
             aux=self._aux() if self._aux is not None else 0.0,
         )
         if self._topology_of(self.number) != "raw" and is_update(
-            self.number - self.settings.warmup_steps
+            self.number - max(self._since, self.settings.warmup_steps)
         ):
             step.histogram = self.adaptation.new_histogram()
         step.tally.exchange_s = self._worker.collective_s

@@ -17,9 +17,42 @@ from horovod_qoda.layout import Layout, describe, first_difference
 from horovod_qoda.settings import Settings
 from horovod_qoda.transport import Transport
 
+CALL = b"horovod_qoda: a rank asks for a handshake"
+"""What a rank sends, behind a length as payloads do, before ranks agree (again)."""
+
+_CALL_BYTES = 64
+
+
+NOT_EVERYWHERE = (
+    "some ranks have changed compression settings or loaded state and others have not: call "
+    "set_compression() on every rank between the same two steps, and load_state_dict() on every "
+    "rank or on rank 0 followed by hvd.broadcast_optimizer_state()"
+)
+
 
 class MismatchError(RuntimeError):
     """Ranks disagree about settings, model or parameters."""
+
+
+def roll_call(transport: Transport, name: str) -> None:
+    """Do all ranks want a handshake? Asked under the name of an exchange's first collective.
+
+    Settings may change and state may be loaded during training. A rank where that was forgotten
+    goes on with its next exchange; under one name it receives this call instead of payloads, and
+    both sides end with an error instead of waiting for each other.
+
+    Raises:
+        MismatchError: this rank changed something and another did not.
+    """
+    mine = np.zeros(_CALL_BYTES, np.uint8)
+    mine[:8] = np.frombuffer(_CALL_BYTES.to_bytes(8, "little"), np.uint8)
+    mine[8 : 8 + len(CALL)] = np.frombuffer(CALL, np.uint8)
+    try:
+        received = transport.allgather(name, mine).wait()
+    except RuntimeError as e:  # Horovod's, where another rank calls another collective
+        raise MismatchError(f"{NOT_EVERYWHERE}, or a rank has ended: {e}") from e
+    if not np.array_equal(received, np.tile(mine, transport.size)):
+        raise MismatchError(NOT_EVERYWHERE)
 
 
 def gather_objects(transport: Transport, name: str, value: Any) -> list[Any]:

@@ -12,6 +12,7 @@ import numpy as np
 from horovod_qoda import coding
 from horovod_qoda.coding import Header, PayloadError
 from horovod_qoda.exchange.adaptation import Adaptation
+from horovod_qoda.exchange.handshake import CALL, NOT_EVERYWHERE
 from horovod_qoda.exchange.records import Tally
 from horovod_qoda.layout import Chunk, Layout
 from horovod_qoda.transport import Transport
@@ -191,5 +192,8 @@ def split_frames(received: np.ndarray) -> Iterator[np.ndarray]:
             )
         if not _FRAME.size < capacity <= len(received) - start:
             raise PayloadError(f"a payload claims {capacity} bytes of {len(received) - start}")
-        yield received[start : start + capacity]
+        frame = received[start : start + capacity]
+        if frame[_FRAME.size : _FRAME.size + len(CALL)].tobytes() == CALL:
+            raise PayloadError(NOT_EVERYWHERE)
+        yield frame
         start += capacity

@@ -174,14 +174,30 @@ class LayerwiseCarrier(Carrier):
         return record, Sums(sums.sum_sq * square, sums.sum_sq_diff * square, sums.aux)
 
     def abandon(self) -> None:
-        if not self.exchange.under_way:
-            return
-        # A job of the old exchange may never end: it keeps its own buffers and thread.
-        before = self.exchange
+        if self.exchange.under_way:
+            # A job of the old exchange may never end: it keeps its own buffers and thread.
+            self._replace_exchange(self._settings)
+
+    def change(self, settings: Settings) -> None:
+        """Other settings from the next exchange on, which all ranks then have to agree on."""
+        self._replace_exchange(settings)
+
+    def _replace_exchange(self, settings: Settings) -> None:
+        before, kept = self.exchange, self._settings
+        self._settings = settings
+        try:
+            self._lay_out()
+        except ValueError:
+            self._settings = kept
+            raise
         before.close()
-        self._lay_out()
         self.exchange.load_state_dict(before.state_dict())
-        self.exchange.load_local_state_dict(before.local_state_dict())
+        # Vectors lie in the buffers in the order of the layers' types.
+        if (before.layout.buffers, before.topology) == (
+            self.layout.buffers,
+            self.exchange.topology,
+        ):
+            self.exchange.load_local_state_dict(before.local_state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         return self._loaded or self.exchange.state_dict()
@@ -205,10 +221,11 @@ class LayerwiseCarrier(Carrier):
         dense = [i for i in range(len(self._described)) if i not in self._sparse]
         self._place = {layer: k for k, layer in enumerate(dense)}
         sparse = [self._described[i][0] for i in sorted(self._sparse)]
-        self.layout = layouts.build([self._described[i] for i in dense], self._settings, sparse)
+        layout = layouts.build([self._described[i] for i in dense], self._settings, sparse)
         self.exchange = Exchange(
-            self.layout, self._settings, self._transport, self._number, self.wants_sums, self._aux
+            layout, self._settings, self._transport, self._number, self.wants_sums, self._aux
         )
+        self.layout = layout
 
 
 class CountedCompression:

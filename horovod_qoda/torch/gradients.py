@@ -88,6 +88,10 @@ class Gradients:
         self._steps += 1
         return sums
 
+    def under_way(self) -> list[str]:
+        """Names of the layers whose gradients have left during this step's backward."""
+        return [name for i, name in enumerate(self.names) if self.rule.sent(i)]
+
     def abandon(self) -> None:
         """After an error in the middle of a step: the next one starts from nothing."""
         self.rule.forget()
@@ -120,8 +124,7 @@ class Gradients:
         Raises:
             OverlapError: gradients that were sent would be thrown away.
         """
-        sent = [name for i, name in enumerate(self.names) if self.rule.sent(i)]
-        if sent:
+        if sent := self.under_way():
             raise OverlapError(
                 f"zero_grad() after backward() but before step(): the gradient of {sent[0]!r} has "
                 "been sent already; call step() or synchronize() first, or pass overlap=False to "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import weakref
 from collections import Counter
@@ -205,6 +206,46 @@ def add_listener(self: Any, listener: Callable[[ExchangeRecord], None]) -> None:
         gradients.listeners.append(listener)
 
 
+def set_compression(self: Any, **changes: Any) -> None:
+    """Changes compression settings during training, from the next exchange on.
+
+    To be called on every rank between the same two steps. The next exchange starts with a
+    handshake; what compression had adapted starts anew.
+
+        optimizer.set_compression(bits=2.5, warmup_steps=0)
+
+    Args:
+        **changes: of :class:`horovod_qoda.settings.Settings`; those not named stay.
+
+    Raises:
+        TypeError, ValueError: a bad setting, or gradients that do not travel by the layer-wise
+            exchange; nothing has changed then.
+        RuntimeError: gradients of this step are under way.
+        MismatchError: in the next step on all ranks, where settings differ between ranks.
+    """
+    gradients = _gradients(self)
+    if gradients is None:
+        return
+    settings, *others = self._options
+    carrier = gradients.carrier
+    if settings is None or not isinstance(carrier, LayerwiseCarrier):
+        raise ValueError(
+            "set_compression() needs an optimizer made with compression=hvd.Compression.layerwise; "
+            "to start uncompressed use layerwise(warmup_steps=...) or layerwise(rules={'*': 'raw'})"
+        )
+    unknown = sorted(set(changes) - set(settings.canonical()))
+    if unknown:
+        raise TypeError(f"set_compression(): unknown compression setting {unknown[0]!r}")
+    if gradients.under_way():
+        raise RuntimeError(
+            "set_compression() between backward() and step(): gradients are under way already; "
+            "call it after step()"
+        )
+    changed = dataclasses.replace(settings, **changes)
+    carrier.change(changed)
+    self._options = (changed, *others)
+
+
 def no_sync(self: Any) -> Any:
     """Context manager in which backward only accumulates, on this rank alone."""
     return self._gradients.pause()
@@ -257,7 +298,7 @@ replacements = {
     f.__name__: f
     for f in (
         _stock_allreduce, _register_hooks, _make_hook, _allreduce_grad_async, synchronize, step,
-        zero_grad, add_param_group, add_listener, no_sync, state_dict, load_state_dict,
-        local_state_dict, load_local_state_dict,
+        zero_grad, add_param_group, add_listener, set_compression, no_sync, state_dict,
+        load_state_dict, local_state_dict, load_local_state_dict,
     )
 }  # fmt: skip
