@@ -22,7 +22,12 @@ from horovod_qoda.exchange.observations import (
 )
 from horovod_qoda.layout import LayerType, Layout
 from horovod_qoda.quantization import step_factor
-from horovod_qoda.quantization.adaptive import companded_levels, expected_variance, level_rate
+from horovod_qoda.quantization.adaptive import (
+    companded_levels,
+    count_for_rate,
+    expected_variance,
+    level_rate,
+)
 from horovod_qoda.quantization.families import WHOLE_LAYER, level_sequence
 from horovod_qoda.quantization.histogram import normalised_histograms
 from horovod_qoda.settings import Settings
@@ -61,7 +66,9 @@ def follow(layout: Layout, buffers: list[ExchangeBuffer], anew: bool) -> None:
     """
     for buffer in buffers:
         parts = []
-        squares = dict(zip(buffer.plan.layers, buffer.sum_sq / np.maximum(buffer.numel, 1)))
+        squares = dict(
+            zip(buffer.plan.layers, buffer.sum_sq / np.maximum(buffer.numel, 1), strict=True)
+        )
         for layer in _quantized(layout, buffer):
             part = _part(layout, buffer, layer)
             # A gradient that is not finite is left out: an RMS of 0 says so.
@@ -138,16 +145,18 @@ def measure(gradients: np.ndarray, rms: np.ndarray, kind: LayerType, factor: flo
     flat = gradients.ravel()
     size = kind.bucket_size if kind.bucket_size <= gradients.shape[1] else 0
     counts, weighted = normalised_histograms(flat, size or gradients.shape[1], kind.norm)
+    bucket = kind.bucket_size or WHOLE_LAYER
     for point, bits in zip(points, options(kind), strict=True):
-        levels = level_sequence(kind.quantizer, bits, kind.bucket_size, kind.norm)
+        if kind.quantizer == "adaptive":
+            count = count_for_rate(counts, weighted, bits, bucket) if weighted.any() else 0
+            levels = companded_levels(weighted, count)
+        else:
+            levels = level_sequence(kind.quantizer, bits, kind.bucket_size, kind.norm)
         if kind.quantizer == "maxmin":
             point[:] = _maxmin(flat.reshape(-1, size or gradients.shape[1]), len(levels))
-            continue
-        if kind.quantizer == "adaptive":
-            levels = companded_levels(weighted, len(levels) - 2)
-        squares = expected_variance(weighted, levels) * weighted.sum()
-        bucket = kind.bucket_size or WHOLE_LAYER
-        point[:] = level_rate(counts, levels, bucket), squares / gradients.size
+        else:
+            squares = expected_variance(weighted, levels) * weighted.sum()
+            point[:] = level_rate(counts, levels, bucket), squares / gradients.size
     return points
 
 
