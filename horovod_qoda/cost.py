@@ -142,13 +142,12 @@ def load(exchange: Exchange, machine: Machine) -> Load:
         return Load(each, each, (ranks - 1) * buffers, buffers, cpu)
     owners = exchange.owners
     chunk = payload_bytes(part / owners, max(1.0, layers / owners), exchange.types, exchange.bits)
-    # The owner's own chunk stays; in the second stage all but the own chunk arrive.
-    first = buffers * max(ranks - 1, owners - 1) * chunk
-    second = buffers * (owners - 1) * chunk + (buffers * chunk if owners < ranks else 0.0)
+    # The owner of a chunk in every buffer: its own part of both stages stays where it is.
+    each = buffers * (ranks - 1 + owners - 1) * chunk
     own = part / owners * buffers
     cpu = d * (machine.copy + machine.encode + machine.decode)
     cpu += own * (ranks * machine.decode + machine.encode)
-    return Load(first + second, first + second, 2 * (ranks - 1) * buffers, 2 * buffers, cpu)
+    return Load(each, each, 2 * (ranks - 1) * buffers, 2 * buffers, cpu)
 
 
 def seconds(exchange: Exchange, machine: Machine) -> float:

@@ -31,7 +31,7 @@ class Codec:
 
 
 def codec() -> Codec:
-    """Times the steps of an exchange on Gaussian coordinates; casting only where there is PyTorch."""
+    """Times the steps of an exchange on Gaussian coordinates; casting needs PyTorch."""
     from horovod_qoda import coding
     from horovod_qoda.quantization import step_factor, step_size
 

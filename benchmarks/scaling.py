@@ -1,0 +1,208 @@
+"""The cost model against emulated clusters, and the plots of docs/scaling.md.
+
+    sudo python benchmarks/scaling.py measure rows.json      2, 4 and 8 hosts, resumable
+    python benchmarks/scaling.py validate rows.json          predicted beside measured
+    python benchmarks/scaling.py plot docs --rows rows.json
+
+`measure` runs benchmarks/exchange.py on emulated hosts, one job for each number of hosts and rate;
+what is in the file already is not measured again. `validate` takes the codec's speeds from one
+process, the network's from float32 between two hosts, and predicts all the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from horovod_qoda import cost  # noqa: E402
+from horovod_qoda.cli import model  # noqa: E402
+
+HOSTS = (2, 4, 8)
+RATES = {"100mbit": 100e6, "1gbit": 1e9, "unlimited": float("inf")}
+# Payload of a full Ethernet frame: 1448 bytes of TCP data in 1514.
+EFFICIENCY = 1448 / 1514
+NAMES = {"fp32": "Horovod fp32", "fp16": "Horovod fp16", "allgather": "all-gather, 3 bits",
+         "scatter_reduce": "scatter-reduce, 3 bits"}  # fmt: skip
+
+
+def measure(path: Path, sizes: list[int], rounds: int) -> None:
+    """Fills the file, one job after the other."""
+    from benchmarks import exchange
+
+    done = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    if "codec" not in done:
+        from horovod_qoda.cli import speed
+
+        done["codec"] = asdict(speed.codec())
+    for hosts in HOSTS:
+        for rate in RATES:
+            if any((r["ranks"], r["rate"]) == (hosts, rate) for r in done["rows"]):
+                continue
+            args = argparse.Namespace(
+                hosts=hosts, rates=[rate], sizes=sizes, bits=3.0, rounds=rounds, threads=1
+            )
+            load = os.getloadavg()[0]
+            done["rows"] += [{**row, "load": load} for row in exchange.emulated(args)]
+            path.write_text(json.dumps(done, indent=1) + "\n")
+            print(f"{hosts} hosts, {rate}: measured (load before: {load:.1f})", flush=True)
+
+
+def predicted(row: dict[str, Any], machine: cost.Machine) -> float:
+    """Seconds that the model gives for a measured row."""
+    way = cost.Exchange(
+        row["megabytes"] * 2**18,
+        row["ranks"],
+        row["method"],
+        row["bits"],
+        layers=row["megabytes"],
+        buffer=2**27 if row["method"] in cost.RAW else 16 * 2**20,
+    )
+    here = replace(machine, cores=2 / row["ranks"], bandwidth=EFFICIENCY * RATES[row["rate"]] / 8)
+    return cost.seconds(way, here)
+
+
+def calibrate(measured: dict[str, Any]) -> cost.Machine:
+    """Codec from one process; kernel's TCP and start of a collective from fp32 on two hosts.
+
+    Two unknowns, two measurements: 1 MB and the largest size on unlimited links.
+    """
+    codec = measured["codec"]
+    machine = cost.Machine(
+        latency=50e-6, start=0.0, encode=codec["encode"], decode=codec["decode"],
+        copy=codec["copy"], cast=codec["cast"], wire_cpu=0.0,
+    )  # fmt: skip
+    known = {r["megabytes"]: r for r in measured["rows"]
+             if (r["ranks"], r["rate"], r["method"]) == (2, "unlimited", "fp32")}  # fmt: skip
+    small, large = known[min(known)], known[max(known)]
+    extra = (large["seconds"] - predicted(large, machine)) - (
+        small["seconds"] - predicted(small, machine)
+    )
+    # A ring of two sends and receives each byte once.
+    moved = 2 * (large["megabytes"] - small["megabytes"]) * 2**20
+    machine = replace(machine, wire_cpu=max(extra / moved, 0.0))
+    start = small["seconds"] - predicted(small, machine)
+    return replace(machine, start=max(start, 0.0))
+
+
+def validate(measured: dict[str, Any]) -> tuple[str, list[float]]:
+    """A table, and the relative errors of all rows that the model was not fitted to."""
+    machine = calibrate(measured)
+    speeds = ", ".join(f"{k} {v:.3g}" for k, v in asdict(machine).items() if k != "bandwidth")
+    lines = [f"speeds: {speeds}", "",
+             f"{'hosts':>5} {'link':>10} {'MB':>3} {'method':>15} {'measured':>9} {'predicted':>10}"
+             f" {'error':>7}"]  # fmt: skip
+    errors = []
+    for row in measured["rows"]:
+        guess = predicted(row, machine)
+        error = guess / row["seconds"] - 1
+        fitted = (row["ranks"], row["rate"], row["method"]) == (2, "unlimited", "fp32")
+        if not fitted:
+            errors.append(error)
+        lines.append(
+            f"{row['ranks']:>5} {row['rate']:>10} {row['megabytes']:>3} {row['method']:>15} "
+            f"{1e3 * row['seconds']:>9.1f} {1e3 * guess:>10.1f} {100 * error:>6.0f}%"
+            + (" (fitted)" if fitted else "")
+        )
+    for hosts in HOSTS:
+        own = [abs(e) for e, r in zip(errors, _unfitted(measured), strict=True)
+               if r["ranks"] == hosts]  # fmt: skip
+        if own:
+            lines.append(f"{hosts} hosts: median error {100 * statistics.median(own):.0f} %, "
+                         f"largest {100 * max(own):.0f} %")  # fmt: skip
+    return "\n".join(lines), errors
+
+
+def _unfitted(measured: dict[str, Any]) -> list[dict[str, Any]]:
+    return [r for r in measured["rows"]
+            if (r["ranks"], r["rate"], r["method"]) != (2, "unlimited", "fp32")]  # fmt: skip
+
+
+def plot(folder: Path, measured: dict[str, Any] | None) -> None:
+    """Writes scaling-ranks.png, scaling-crossover.png and, with rows, scaling-validation.png."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    # Cores of their own for each rank, as on a cluster; docs/scaling.md says which speeds.
+    machine = replace(cost.Machine(), cores=1.0)
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained", sharey=True)
+    for axis, gbit in zip(axes, (1, 10, 100), strict=True):
+        fast = replace(machine, bandwidth=gbit * 1e9 / 8)
+        template = cost.Exchange(64 * 2**18, 2, "allgather", layers=64)
+        rows = model.predict(template, fast, model.RANKS, 0.0, 0.0)
+        for name, label in NAMES.items():
+            axis.loglog(
+                [r.ranks for r in rows], [1e3 * r.exchange[name] for r in rows], label=label,
+                ls="--" if name in cost.RAW else "-",
+            )  # fmt: skip
+        axis.set(title=f"{gbit} Gbit/s", xlabel="ranks")
+        axis.grid(alpha=0.3, which="both")
+    axes[0].set_ylabel("ms of one exchange of 64 MB (predicted)")
+    axes[0].legend(fontsize=8)
+    figure.savefig(folder / "scaling-ranks.png", dpi=110)
+    plt.close(figure)
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True)
+    for axis, rival in zip(axes, cost.RAW, strict=True):
+        for megabytes in (1, 16, 64, 256):
+            template = cost.Exchange(megabytes * 2**18, 2, "allgather", layers=megabytes)
+            # The wire's CPU time left out: with it there are links on which raw never catches up.
+            rows = model.predict(template, replace(machine, wire_cpu=0.0), model.RANKS, 0.0, 0.0)
+            axis.loglog(
+                [r.ranks for r in rows], [8e-9 * r.crossover[rival] or None for r in rows],
+                marker=".", label=f"{megabytes} MB",
+            )  # fmt: skip
+        axis.set(title=f"compression pays below, against {rival}", xlabel="ranks")
+        axis.grid(alpha=0.3, which="both")
+    axes[0].set_ylabel("Gbit/s of a rank's link (predicted)")
+    axes[0].legend(fontsize=8)
+    figure.savefig(folder / "scaling-crossover.png", dpi=110)
+    plt.close(figure)
+
+    if measured is None:
+        return
+    fitted = calibrate(measured)
+    figure, axis = plt.subplots(figsize=(5.5, 5), layout="constrained")
+    for number, (name, label) in enumerate(NAMES.items()):
+        own = [r for r in measured["rows"] if r["method"] == name]
+        axis.loglog(
+            [1e3 * r["seconds"] for r in own], [1e3 * predicted(r, fitted) for r in own],
+            "o^sv"[number], label=label, alpha=0.7,
+        )  # fmt: skip
+    low, high = axis.get_xlim()
+    axis.plot([low, high], [low, high], color="0.5", lw=1)
+    axis.set(xlabel="measured, ms", ylabel="predicted, ms", title="2, 4, 8 emulated hosts")
+    axis.legend(fontsize=8)
+    axis.grid(alpha=0.3, which="both")
+    figure.savefig(folder / "scaling-validation.png", dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("action", choices=["measure", "validate", "plot"])
+    parser.add_argument("path", type=Path, help="rows.json, or the folder of the plots")
+    parser.add_argument("--rows", type=Path, help="measured rows, for the validation's plot")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[1, 16], help="megabytes")
+    parser.add_argument("--rounds", type=int, default=9)
+    args = parser.parse_args()
+    if args.action == "measure":
+        measure(args.path, args.sizes, args.rounds)
+    elif args.action == "validate":
+        print(validate(json.loads(args.path.read_text()))[0])
+    else:
+        plot(args.path, json.loads(args.rows.read_text()) if args.rows else None)
+
+
+if __name__ == "__main__":
+    main()
