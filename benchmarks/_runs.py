@@ -24,6 +24,8 @@ from horovod_qoda.monitor import read_lines  # noqa: E402
 METRICS = {"transformer_xl": "nats", "wgan": "distance"}
 """What the examples' evaluations call the value to be compared; smaller is better."""
 
+VALUES = ("loss", "ratio", "late_ratio", "late_payload_ratio")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -100,7 +102,9 @@ def train(run: Run, seconds: float) -> dict[str, Any] | None:
 def results(run: Run, path: Path) -> dict[str, Any]:
     """What a run reached and sent.
 
-    ``ratio`` is over all steps; ``late_ratio`` over the second half, when everything has adapted.
+    ``ratio`` is gradient bytes over bytes handed to Horovod in all steps, ``late_ratio`` the same
+    in the second half, when everything has adapted. ``late_payload_ratio`` is over true payloads: with
+    neither padding nor what update exchanges sum over ranks.
     """
     lines = read_lines(path)
     evaluations = [line for line in lines if line["event"] == "eval"]
@@ -114,9 +118,14 @@ def results(run: Run, path: Path) -> dict[str, Any]:
         "start": evaluations[0][metric],
         "loss": evaluations[-1][metric],
         "ratio": lines[-1]["ratio"],
-        "late_ratio": sum(x["raw_bytes"] for x in late) / sum(x["wire_bytes"] for x in late),
+        "late_ratio": _ratio(late, "wire_bytes"),
+        "late_payload_ratio": _ratio(late, "payload_bytes"),
         "coded_bits": lines[-1]["coded_bits"],
     }
+
+
+def _ratio(steps: Sequence[Mapping[str, Any]], sent: str) -> float:
+    return sum(x["raw_bytes"] for x in steps) / sum(x[sent] for x in steps)
 
 
 def summarize(
@@ -134,7 +143,7 @@ def summarize(
         change = [row["loss"] - base[row["seed"]] for row in of if row["seed"] in base]
         out[config] = {
             "seeds": len(of),
-            **{name: spread([row[name] for row in of]) for name in ("loss", "ratio", "late_ratio")},
+            **{name: spread([row[name] for row in of]) for name in VALUES},
             "difference": spread(change),
         }
     return out

@@ -93,8 +93,8 @@ def table(rows: list[dict[str, object]], example: str) -> str:
     totals = summarize(rows, example, "fp32")
     lines = [
         f"\n{example}, {STEPS[example]} steps",
-        "| configuration | seeds | ratio | ratio, second half | final loss | minus fp32 |",
-        "|---|---|---|---|---|---|",
+        "| configuration | seeds | ratio | second half | payloads | final loss | minus fp32 |",
+        "|---|---|---|---|---|---|---|",
     ]
     for config in (c for c in CONFIGS if c in totals):
         of = totals[config]
@@ -103,9 +103,9 @@ def table(rows: list[dict[str, object]], example: str) -> str:
         lines.append(f"| {config} | {of['seeds']} | {ratio:.2f} | {late:.2f} | {loss} | {change} |")
     for ours, theirs in PAIRS:
         if ours in totals and theirs in totals:
-            gain = totals[ours]["late_ratio"][0] / totals[theirs]["late_ratio"][0]
+            gain = totals[ours]["late_payload_ratio"][0] / totals[theirs]["late_payload_ratio"][0]
             more = totals[ours]["loss"][0] - totals[theirs]["loss"][0]
-            lines.append(f"{ours} against {theirs}: {gain:.2f}x smaller, loss {more:+.4f}")
+            lines.append(f"{ours} against {theirs}: {gain:.2f}x smaller payloads, loss {more:+.4f}")
     return "\n".join(lines)
 
 
