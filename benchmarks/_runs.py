@@ -103,8 +103,8 @@ def results(run: Run, path: Path) -> dict[str, Any]:
     """What a run reached and sent.
 
     ``ratio`` is gradient bytes over bytes handed to Horovod in all steps, ``late_ratio`` the same
-    in the second half, when everything has adapted. ``late_payload_ratio`` is over true payloads: with
-    neither padding nor what update exchanges sum over ranks.
+    in the second half, when everything has adapted. ``late_payload_ratio`` is over true payloads:
+    with neither padding nor what update exchanges sum over ranks.
     """
     lines = read_lines(path)
     evaluations = [line for line in lines if line["event"] == "eval"]
