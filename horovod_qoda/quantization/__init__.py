@@ -4,6 +4,7 @@ from horovod_qoda.quantization.levels import exponential, ternary, uniform
 from horovod_qoda.quantization.steps import (
     choose_uniform,
     gaussian_level_rate,
+    gaussian_maxmin_rate,
     gaussian_rate,
     rate_bound,
     step_factor,
@@ -14,6 +15,7 @@ __all__ = [
     "choose_uniform",
     "exponential",
     "gaussian_level_rate",
+    "gaussian_maxmin_rate",
     "gaussian_rate",
     "rate_bound",
     "step_factor",

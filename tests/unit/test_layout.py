@@ -100,6 +100,56 @@ def test_hash_sees_names_shapes_order_and_settings():
     assert len({x.hash for x in others}) == len(others)
 
 
+def test_rules_and_kinds_from_modules():
+    rules = {"type:attention": {"bits": 6}, "type:embedding": {"quantizer": "adaptive"}}
+    layout = build(MODEL, Settings(rules=rules), kinds={"head.big": "attention"})
+    kind = {x.name: layout.types[x.type] for x in layout.layers}
+    assert kind["head.big"].bits == kind["blocks.0.attn.qkv.weight"].bits == 6
+    assert kind["embed.weight"].quantizer == "adaptive" and kind["embed.weight"].adapts
+    with pytest.raises(ValueError, match="type:recurrent"):
+        build(MODEL, Settings(rules={"type:recurrent": 4}))
+
+
+@pytest.mark.parametrize(("types", "count"), [("kind", 4), ("layer", 4), ("global", 1)])
+def test_which_layers_share_a_type(types, count):
+    model = [*MODEL, ("blocks.1.attn.qkv.weight", (192, 64), "torch.float32")]
+    layout = build(model, Settings(types=types))
+    of = {x.name: x.type for x in layout.layers if not layout.types[x.type].raw}
+    assert len(set(of.values())) == count + (types == "layer")
+    together = of["blocks.0.attn.qkv.weight"] == of["blocks.1.attn.qkv.weight"]
+    assert together == (types != "layer")
+    assert Settings(allocation="lgreco").types == "kind"
+    lgreco = build(model, Settings(allocation="lgreco"))
+    assert len({x.type for x in lgreco.layers if not lgreco.types[x.type].raw}) == 5
+
+
+def test_types_that_adapt_have_levels_of_their_own():
+    fixed = build(MODEL, Settings(quantizer="uniform"))
+    assert len(fixed.levels) == 1 and set(fixed.slots.values()) == {0}
+    adaptive = build(MODEL, Settings(quantizer="adaptive"))
+    assert len(adaptive.levels) == 4 and sorted(adaptive.slots.values()) == [0, 1, 2, 3]
+    (chunk,) = adaptive.chunks(adaptive.buffers[0], 1)
+    for row, layer in zip(chunk.segments, chunk.layers, strict=True):
+        if row["quantizer"]:
+            assert row["levels"] == adaptive.slots[adaptive.layers[layer].type]
+
+
+def test_alternating_coding_has_one_table_and_another_hash():
+    main, pooled = (build(MODEL, Settings(coding=c)) for c in ("main", "alternating"))
+    assert main.hash != pooled.hash
+    for layout, tables in ((main, {0, 1, 2, 3}), (pooled, {0})):
+        (chunk,) = layout.chunks(layout.buffers[0], 1)
+        assert set(chunk.segments["type"][chunk.segments["quantizer"] > 0]) == tables
+
+
+def test_maxmin_is_laid_out_as_such():
+    layout = build(MODEL, Settings(quantizer="maxmin", bits=4))
+    (chunk,) = layout.chunks(layout.buffers[0], 1)
+    quantized = chunk.segments[chunk.segments["quantizer"] > 0]
+    assert set(quantized["quantizer"]) == {3} and set(quantized["bucket"]) == {1024}
+    assert abs(layout.types[0].rate - 4) < 0.15
+
+
 def test_bad_models():
     with pytest.raises(ValueError, match="'a' is named 2 times"):
         build([("a", (2,), "f"), ("a", (2,), "f")], Settings())

@@ -9,6 +9,7 @@ from horovod_qoda.quantization import (
     choose_uniform,
     exponential,
     gaussian_level_rate,
+    gaussian_maxmin_rate,
     gaussian_rate,
     levels,
     rate_bound,
@@ -61,6 +62,17 @@ def test_level_rate(sequence, norm, bucket):
     h = j + (u < (r - edges[j]) / (edges[j + 1] - edges[j]))
     wanted = empirical_entropy(np.sign(z) * h) + 32 / bucket
     assert gaussian_level_rate(sequence, bucket, norm) == pytest.approx(wanted, rel=0.02, abs=0.01)
+
+
+@pytest.mark.parametrize("bucket", [128, 1024])
+@pytest.mark.parametrize("entries", [2, 4, 8, 32])
+def test_maxmin_rate(entries, bucket):
+    rng = np.random.default_rng(20)
+    z, u = rng.standard_normal((2000, bucket)), rng.random((2000, bucket))
+    low, high = z.min(axis=1, keepdims=True), z.max(axis=1, keepdims=True)
+    symbols = np.floor((z - low) / ((high - low) / (2 * entries - 1)) + u)
+    wanted = empirical_entropy(symbols) + 64 / bucket
+    assert gaussian_maxmin_rate(entries, bucket) == pytest.approx(wanted, rel=0.05)
 
 
 def test_choose_uniform():
