@@ -19,6 +19,8 @@ from horovod_qoda.qoda import QODA, ExtraAdam, OptimisticAdam
 from horovod_qoda.torch.compression import Compression
 from horovod_qoda.torch.optimizer import DistributedOptimizer, DistributedQODA
 from horovod_qoda.torch.overlap import OverlapError
+from horovod_qoda.torch.startup import init
+from horovod_qoda.waiting import StalledError
 
 # Scripts import submodules too: those that have no counterpart here are Horovod's own.
 for _name in [n for n in _sys.modules if n.startswith("horovod.torch.")]:

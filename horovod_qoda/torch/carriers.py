@@ -27,6 +27,8 @@ class Carrier(ABC):
     wants_sums: bool
     in_place = False
     """Whether the collective writes into the gradient while it is under way."""
+    agreed = True
+    """Whether a gradient may be sent before the next :meth:`agree`."""
 
     def settle(self, sparse: np.ndarray) -> None:  # noqa: B027  stock Horovod needs none of these
         """Before the first exchange: which layers have a sparse gradient on this rank."""
@@ -104,7 +106,7 @@ class LayerwiseCarrier(Carrier):
         self._aux = aux
         self._sparse: set[int] = set()
         # Until the first step nobody knows which layers are sparse, nor what state belongs where.
-        self._settled = False
+        self._settled = self.agreed = False
         self._loaded: dict[str, Any] = {}
         self._loaded_local: dict[str, Any] = {}
         self._lay_out()
@@ -129,9 +131,11 @@ class LayerwiseCarrier(Carrier):
 
     def agree(self) -> None:
         self.exchange.agree()
+        self.agreed = True
 
     def disagree(self) -> None:
         self.exchange.disagree()
+        self.agreed = False
 
     def no_gradient(self, layer: int, p: torch.Tensor) -> torch.Tensor:
         if layer not in self._sparse:
@@ -185,6 +189,7 @@ class LayerwiseCarrier(Carrier):
     def _replace_exchange(self, settings: Settings) -> None:
         before, kept = self.exchange, self._settings
         self._settings = settings
+        self.agreed = False
         try:
             self._lay_out()
         except ValueError:
@@ -205,6 +210,7 @@ class LayerwiseCarrier(Carrier):
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
         if self._settled and state:
             self.exchange.load_state_dict(state)
+            self.agreed = False
         elif not self._settled:
             self._loaded, self._loaded_local = state or {}, {}
 

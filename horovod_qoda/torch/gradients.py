@@ -54,7 +54,7 @@ class Gradients:
         if self.paused or not p.requires_grad or p.grad is None:
             return
         layer = self._layer[id(p)]
-        if self.rule.fired(layer, p.grad, passes):
+        if self.rule.fired(layer, p.grad, passes, self.carrier.agreed):
             self.carrier.put(layer, p)
 
     def begin(self, passes: int) -> None:

@@ -112,9 +112,17 @@ def _make_hook(self: Any, p: torch.Tensor) -> Callable[..., None]:
     def hook(*ignored: Any) -> None:
         optimizer = reference()
         if optimizer is not None:
+            _notice_load(optimizer)
             optimizer._gradients.fired(p, optimizer.backward_passes_per_step)
 
     return hook
+
+
+def _notice_load(self: Any) -> None:
+    mark = self.param_groups[0].get(LOAD_KEY, 0)
+    if mark != self._seen_load:
+        self._seen_load = mark
+        self._gradients.carrier.disagree()
 
 
 def _allreduce_grad_async(self: Any, p: torch.Tensor) -> Result:
@@ -133,10 +141,7 @@ def synchronize(self: Any) -> None:
     if gradients is None:
         stock["synchronize"](self)
         return
-    mark = self.param_groups[0].get(LOAD_KEY, 0)
-    if mark != self._seen_load:
-        self._seen_load = mark
-        gradients.carrier.disagree()
+    _notice_load(self)
     gradients.refuse_unknown(self.param_groups, self._parameter_names)
     try:
         gradients.begin(self.backward_passes_per_step)

@@ -82,8 +82,10 @@ class OverlapRule:
         self._fired: dict[int, int] = {}
         self._witness: dict[int, Witness] = {}
 
-    def fired(self, layer: int, gradient: torch.Tensor, passes: int) -> bool:
+    def fired(self, layer: int, gradient: torch.Tensor, passes: int, ready: bool) -> bool:
         """Notes that a hook fired; True when the gradient may be sent now.
+
+        ``ready``: the ranks know of each other that they mean the same.
 
         Raises:
             OverlapError: it had been sent already.
@@ -99,7 +101,7 @@ class OverlapRule:
                     "overlap=False (or the right backward_passes_per_step) to DistributedOptimizer"
                 )
             return False
-        sending = self.on and not self._retired
+        sending = self.on and not self._retired and ready
         if sending or not self.decided:
             self._witness[layer] = Witness.of(gradient)
         return sending

@@ -27,7 +27,7 @@ class Checked:
 
     def synchronize(self):
         mine = [
-            torch.zeros_like(p) if p.grad is None else p.grad.clone()
+            torch.zeros_like(p) if p.grad is None else p.grad.clone().contiguous()
             for p in self.model.parameters()
         ]
         self.optimizer.synchronize()

@@ -1,0 +1,38 @@
+"""The cases of tests/parallel/training.py on real ranks, many in one job: starts are expensive."""
+
+import pytest
+
+CASES = [
+    "amp",
+    "clipping_between",
+    "compiled",
+    "channels_last",
+    "checkpointing",
+    "bfloat16_model",
+    "frozen_layers",
+    "several_backwards",
+    "three_optimizers",
+    "a_new_optimizer_while_the_old_one_lives",
+    "compression_changes",
+    "compression_changes_differently",
+    "load_on_rank_0_after_steps",
+    "accumulation_without_communication",
+    # Last: it leaves collectives behind that failed.
+    "compression_changes_on_one_rank",
+]
+
+
+@pytest.mark.slow
+def test_cases(mpi_run):
+    finished = mpi_run(2, "tests/parallel/training.py", *CASES, timeout=600)
+    passed = finished.stdout.splitlines()
+    for case in CASES:
+        assert sum(line.endswith(f" passed {case}") for line in passed) == 2, case
+
+
+@pytest.mark.slow
+def test_cases_on_three_ranks(mpi_run):
+    cases = ["amp", "load_on_rank_0_after_steps", "three_optimizers"]
+    finished = mpi_run(3, "tests/parallel/training.py", *cases, timeout=600)
+    for case in cases:
+        assert finished.stdout.count(f" passed {case}") == 3, case
