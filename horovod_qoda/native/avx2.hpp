@@ -14,8 +14,7 @@ const float* dequantize_rounded(const uint8_t* codes, size_t n, float step, cons
                                 Output);
 const float* dequantize_dithered(const uint8_t* codes, size_t n, float step, const Stream&,
                                  const float* escapes, Output);
-uint16_t* rans_encode(const uint8_t* codes, size_t n, const EncodeTable&, uint32_t states[32],
-                      uint16_t* words_end, Ahead);
+void rans_encode(EncodeJob* jobs, size_t n_jobs);
 void rans_decode(DecodeJob* jobs, size_t n_jobs);
 
 }  // namespace qoda::avx2

@@ -19,8 +19,7 @@ const float* dequantize_dithered(const uint8_t* codes, size_t n, float step, con
                                  const float* escapes, Output);
 const float* dequantize_buckets(const uint8_t* codes, size_t n, Buckets sides, bool pairs,
                                 const float value[256], const float* escapes, Output);
-uint16_t* rans_encode(const uint8_t* codes, size_t n, const EncodeTable&, uint32_t states[32],
-                      uint16_t* words_end, Ahead);
+void rans_encode(EncodeJob* jobs, size_t n_jobs);
 void rans_decode(DecodeJob* jobs, size_t n_jobs);
 
 }  // namespace qoda::avx512

@@ -120,41 +120,45 @@ size_t split_symbols(size_t n, CodeRange range, uint8_t shift, Workspace& work, 
   return escapes;
 }
 
-BlockEntry write_block(const BlockTable& coding, size_t n, size_t escapes, Workspace& work,
-                       Ahead ahead, uint8_t* to) {
-  if (n == 0 || coding.certain_code() != 0) return {};
-  std::vector<uint8_t> low(coding.shift == 0 ? 0 : n);
-  if (coding.shift != 0)
-    escapes = split_symbols(n, coding.table.range(), coding.shift, work, low.data());
-  EncodeTable table;
-  fill(coding.table, table);
-  uint32_t states[kLanes];
-  const size_t tail = write_tail(work.codes.data(), n, table, states);
-  const uint16_t* end = work.words.data() + work.words.size();
-  const uint16_t* words = kernels().rans_encode(work.codes.data(), n - tail, table, states,
-                                                work.words.data() + work.words.size(), ahead);
-  const size_t word_bytes = 2 * static_cast<size_t>(end - words);
-  const auto small =
-      std::count_if(work.escapes.begin(), work.escapes.begin() + escapes, is_small);
-  const size_t floats = escapes - static_cast<size_t>(small);
-  const BlockLayout at(n, coding.shift, escapes, floats);
+BlockWriter::BlockWriter(const BlockTable& table, const EncodeTable* lookup, size_t n,
+                         size_t escapes, Ahead ahead, Workspace& work)
+    : table_(table), n_(n), escapes_(escapes) {
+  if (n == 0 || table.certain_code() != 0) return;
+  if (table.shift != 0) {
+    low_.resize(n);
+    escapes_ = split_symbols(n, table.table.range(), table.shift, work, low_.data());
+  }
+  tail_ = write_tail(work.codes.data(), n, *lookup, job.states);
+  job.codes = work.codes.data();
+  job.n = n - tail_;
+  job.table = lookup;
+  job.words = work.words.end();
+  job.ahead = ahead;
+  has_job_ = true;
+}
+
+BlockEntry BlockWriter::finish(const Workspace& work, uint8_t* to) const {
+  if (!has_job_) return {};
+  const size_t word_bytes = 2 * static_cast<size_t>(work.words.end() - job.words);
+  const float* escapes = work.escapes.data();
+  const size_t small = static_cast<size_t>(std::count_if(escapes, escapes + escapes_, is_small));
+  const BlockLayout at(n_, table_.shift, escapes_, escapes_ - small);
   const size_t length = at.words + word_bytes;
-  if (padded4(length) > 4 * n) return write_plain(work, low.data(), coding.shift, n, to);
-  std::memcpy(to, states, kStateBytes);
+  if (padded4(length) > 4 * n_) return write_plain(work, low_.data(), table_.shift, n_, to);
+  std::memcpy(to, job.states, kStateBytes);
   std::memset(to + at.escapes, 0, at.floats - at.escapes);
   uint8_t* next_float = to + at.floats;
-  for (size_t e = 0; e < escapes; ++e) {
-    const float k = work.escapes[e];
-    if (is_small(k)) {
-      to[at.escapes + e] = static_cast<uint8_t>(static_cast<int>(k) + kCodeZero);
+  for (size_t e = 0; e < escapes_; ++e) {
+    if (is_small(escapes[e])) {
+      to[at.escapes + e] = static_cast<uint8_t>(static_cast<int>(escapes[e]) + kCodeZero);
     } else {
-      store(next_float, k);
+      store(next_float, escapes[e]);
       next_float += 4;
     }
   }
-  pack_low(low.data(), low.size(), coding.shift, to + at.low, at.words - at.low);
-  std::memcpy(to + at.words, words, word_bytes);
-  return {static_cast<uint32_t>(length), pack_info(escapes, tail)};
+  pack_low(low_.data(), low_.size(), table_.shift, to + at.low, at.words - at.low);
+  std::memcpy(to + at.words, job.words, word_bytes);
+  return {static_cast<uint32_t>(length), pack_info(escapes_, tail_)};
 }
 
 BlockReader::BlockReader(const BlockTable& coding, const DecodeTable* lookup, BlockEntry entry,

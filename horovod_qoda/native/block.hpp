@@ -11,12 +11,30 @@
 
 namespace qoda {
 
+// Memory that is not cleared, so that what a block does not use is never touched.
+template <typename T>
+class Room {
+ public:
+  explicit Room(size_t n) : at_(new T[n]), size_(n) {}
+  T* data() { return at_.get(); }
+  const T* data() const { return at_.get(); }
+  T* begin() { return data(); }
+  T* end() { return data() + size_; }
+  const T* end() const { return data() + size_; }
+  T& operator[](size_t i) { return at_[i]; }
+  const T& operator[](size_t i) const { return at_[i]; }
+
+ private:
+  std::unique_ptr<T[]> at_;
+  size_t size_;
+};
+
 // One block's buffers, reused from block to block by a worker.
 struct Workspace {
   explicit Workspace(size_t symbols);  // of the largest block
-  std::vector<uint8_t> codes;
-  std::vector<float> escapes;
-  std::vector<uint16_t> words;
+  Room<uint8_t> codes;
+  Room<float> escapes;
+  Room<uint16_t> words;
 };
 
 // How the symbols of a type are coded. With shift > 0, code h = floor(k / 2^shift) goes through the
@@ -39,10 +57,28 @@ struct BlockEntry {
   uint32_t info = 0;    // escapes, tail symbols and the plain flag
 };
 
-// Writes the n symbols that a quantiser left in `work` with table.range(). At most 4 n bytes.
-// `escapes` is their number.
-BlockEntry write_block(const BlockTable& table, size_t n, size_t escapes, Workspace& work,
-                       Ahead ahead, uint8_t* to);
+// A block on its way from symbols to bytes. The rANS stream in between is a job of its own, so that
+// two blocks' streams can be encoded side by side.
+class BlockWriter {
+ public:
+  // `n` symbols, `escapes` of them escapes, that a quantiser left in `work` with table.range().
+  // `lookup` may be null for certain codes.
+  BlockWriter(const BlockTable& table, const EncodeTable* lookup, size_t n, size_t escapes,
+              Ahead ahead, Workspace& work);
+  // False for blocks without a stream; then `job` is not set.
+  bool has_job() const { return has_job_; }
+  EncodeJob job;
+  // After the job. Writes at most 4 n bytes.
+  BlockEntry finish(const Workspace& work, uint8_t* to) const;
+
+ private:
+  const BlockTable& table_;
+  size_t n_;
+  size_t escapes_;
+  size_t tail_ = 0;
+  std::vector<uint8_t> low_;  // low bits of each symbol
+  bool has_job_ = false;
+};
 
 // A block on its way from bytes to symbols. The rANS stream in between is a job of its own, so that
 // two blocks' streams can be decoded side by side.

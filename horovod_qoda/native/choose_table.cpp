@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "wire.hpp"
@@ -19,10 +20,13 @@ constexpr uint64_t kMostGroups = 1024;
 // Above this share of |k| > 127 it is worth trying to send low bits as they are.
 constexpr double kLargeShare = 0.001;
 
+// Where a type's symbols are, and which of them are looked at.
 struct Sample {
-  std::vector<float> k;
   uint64_t coordinates = 0;
-  bool exact = false;  // k holds every symbol
+  uint64_t groups = 0;
+  uint64_t stride = 1;
+
+  bool exact() const { return stride == 1; }  // every symbol
 };
 
 uint64_t groups_of(uint64_t numel) { return (numel + kGroupSize - 1) / kGroupSize; }
@@ -34,49 +38,74 @@ uint64_t jitter(uint64_t i, uint64_t stride) {
   return x % stride;
 }
 
-Sample draw_sample(const QuantizeContext& context, const Plan& plan, const TypeRun& run,
-                   const uint8_t* kinds) {
-  const auto first = plan.pieces.begin() + plan.blocks[run.first_block].first_piece;
-  const auto end = plan.pieces.begin() + plan.blocks[run.end_block - 1].end_piece;
-  Sample sample;
-  uint64_t total = 0;
-  for (auto piece = first; piece != end; ++piece) {
-    if (kinds[piece->segment] != kCoded) continue;
-    total += groups_of(piece->numel);
-    sample.coordinates += piece->numel;
-  }
-  const uint64_t wanted = std::clamp(total / 8, kFewestGroups, kMostGroups);
-  const uint64_t stride = std::max<uint64_t>(1, total / wanted);
-  sample.exact = stride == 1;
-  uint8_t codes[kGroupSize + 64];
-  uint64_t before = 0, drawn = 0, next = jitter(0, stride);
-  for (auto piece = first; piece != end; ++piece) {
-    if (kinds[piece->segment] != kCoded) continue;
-    const uint64_t here = groups_of(piece->numel);
-    while (next < before + here) {
-      const uint64_t start = (next - before) * kGroupSize;
-      const size_t n = std::min(piece->numel - start, kGroupSize);
-      const size_t at = sample.k.size();
-      sample.k.resize(at + n);
-      // An empty range makes every symbol an escape, which is k itself.
-      quantize(context, piece->segment, piece->start + start, n, {1, 0},
-               {codes, sample.k.data() + at});
-      ++drawn;
-      next = drawn * stride + jitter(drawn, stride);
+class Sampler {
+ public:
+  Sampler(const QuantizeContext& context, const Plan& plan, const TypeRun& run,
+          const uint8_t* kinds)
+      : context_(context) {
+    const uint32_t first = plan.blocks[run.first_block].first_piece;
+    const uint32_t end = plan.blocks[run.end_block - 1].end_piece;
+    for (uint32_t p = first; p != end; ++p) {
+      const Piece& piece = plan.pieces[p];
+      if (kinds[piece.segment] != kCoded) continue;
+      pieces_.push_back(piece);
+      sample_.groups += groups_of(piece.numel);
+      sample_.coordinates += piece.numel;
     }
-    before += here;
+    const uint64_t wanted = std::clamp(sample_.groups / 8, kFewestGroups, kMostGroups);
+    sample_.stride = std::max<uint64_t>(1, sample_.groups / wanted);
   }
-  return sample;
+
+  const Sample& sample() const { return sample_; }
+
+  // count(codes, n, escapes, n_escapes) for each group looked at.
+  template <typename Count>
+  void visit(CodeRange range, const Count& count) const {
+    uint8_t codes[kGroupSize + 64];
+    float escapes[kGroupSize + 16];
+    uint64_t before = 0, drawn = 0, next = jitter(0, sample_.stride);
+    for (const Piece& piece : pieces_) {
+      const uint64_t here = groups_of(piece.numel);
+      while (next < before + here) {
+        const uint64_t start = (next - before) * kGroupSize;
+        const size_t n = std::min(piece.numel - start, kGroupSize);
+        const size_t n_escapes =
+            quantize(context_, piece.segment, piece.start + start, n, range, {codes, escapes});
+        count(codes, n, escapes, n_escapes);
+        ++drawn;
+        next = drawn * sample_.stride + jitter(drawn, sample_.stride);
+      }
+      before += here;
+    }
+  }
+
+ private:
+  const QuantizeContext& context_;
+  std::vector<Piece> pieces_;
+  Sample sample_;
+};
+
+Counts count_codes(const Sampler& sampler) {
+  Counts counts{};
+  sampler.visit({-kMaxCode, kMaxCode},
+                [&](const uint8_t* codes, size_t n, const float*, size_t) {
+                  for (size_t i = 0; i < n; ++i) ++counts[codes[i]];
+                });
+  return counts;
 }
 
-Counts count(const Sample& sample, uint8_t shift) {
+// Counts of floor(k / 2^shift).
+Counts count_shifted(const Sampler& sampler, uint8_t shift) {
   const float scale = 1.0f / static_cast<float>(1 << shift);
   Counts counts{};
-  for (float k : sample.k) {
-    const float h = std::floor(k * scale);
-    const bool inside = std::fabs(h) <= static_cast<float>(kMaxCode);
-    ++counts[inside ? static_cast<size_t>(static_cast<int>(h) + kCodeZero) : 0];
-  }
+  // An empty range makes every symbol an escape, which is k itself.
+  sampler.visit({1, 0}, [&](const uint8_t*, size_t, const float* symbols, size_t n) {
+    for (size_t i = 0; i < n; ++i) {
+      const float h = std::floor(symbols[i] * scale);
+      const bool inside = std::fabs(h) <= static_cast<float>(kMaxCode);
+      ++counts[inside ? static_cast<size_t>(static_cast<int>(h) + kCodeZero) : 0];
+    }
+  });
   return counts;
 }
 
@@ -84,20 +113,22 @@ Counts count(const Sample& sample, uint8_t shift) {
 
 ChosenTable choose_table(const QuantizeContext& context, const Plan& plan, const TypeRun& run,
                          const uint8_t* kinds, const Book* book) {
-  const Sample sample = draw_sample(context, plan, run, kinds);
+  const Sampler sampler(context, plan, run, kinds);
+  const Sample& sample = sampler.sample();
   if (sample.coordinates == 0) return {kNoTable, {}};
-  const double symbols = static_cast<double>(sample.k.size());
+  const Counts counts = count_codes(sampler);
+  const double symbols =
+      static_cast<double>(std::accumulate(counts.begin(), counts.end(), uint64_t{0}));
   const double scale = static_cast<double>(sample.coordinates) / symbols;
   const auto cost = [&](const BlockTable& coding, const Counts& counts) {
     return (coded_bits(coding.table, counts) + coding.shift * symbols) * scale;
   };
-  const Counts counts = count(sample, 0);
-  ChosenTable best = {kInline, {normalize(counts, sample.exact), 0}};
+  ChosenTable best = {kInline, {normalize(counts, sample.exact()), 0}};
   double best_bits = cost(best.coding, counts);
   if (static_cast<double>(counts[0]) > kLargeShare * symbols) {
     for (uint8_t shift : kShifts) {
       if (shift == 0) continue;
-      const Counts shifted = count(sample, shift);
+      const Counts shifted = count_shifted(sampler, shift);
       const BlockTable coding = {normalize(shifted, false), shift};
       const double bits = cost(coding, shifted);
       if (bits >= best_bits) continue;

@@ -43,8 +43,9 @@ class Encoder {
   void write_header(uint64_t length);
   uint64_t write_coded_blocks();
   uint64_t write_raw_blocks(uint64_t at);
-  uint32_t encode_block(const Block& block, Workspace& work, Counts* counts, Ahead ahead,
-                        uint8_t* to, uint8_t* entry) const;
+  size_t quantize_block(const Block& block, Workspace& work) const;
+  void count_block(const Block& block, size_t escapes, const Workspace& work);
+  uint64_t encode_blocks(size_t first, size_t n, size_t last, Workspace work[2], uint8_t* to);
   Ahead next_values(size_t next, size_t last) const;
   uint64_t coded_symbols(const Block& block) const;
   QuantizeContext context() const {
@@ -58,6 +59,8 @@ class Encoder {
   std::vector<float> sides_;
   std::vector<const float*> side_at_;
   std::vector<ChosenTable> tables_;
+  std::vector<EncodeTable> lookups_;  // of tables_
+  std::mutex histogram_;
   uint64_t raw_values_ = 0;
   uint64_t block_table_ = 0;
   uint64_t meta_bytes_ = 0;
@@ -119,6 +122,8 @@ void Encoder::write_meta() {
     tables_.push_back(
         choose_table(context(), plan_, run, kinds_.data(), request_.book));
     const ChosenTable& chosen = tables_.back();
+    lookups_.emplace_back();
+    fill(chosen.coding.table, lookups_.back());
     out_[at++] = static_cast<uint8_t>(chosen.kind | chosen.coding.shift << kTableShiftAt);
     if (chosen.kind != kInline) continue;
     for (uint8_t byte : serialize(chosen.coding.table)) out_[at++] = byte;
@@ -156,10 +161,9 @@ void write_entry(uint8_t* to, BlockEntry entry, const uint8_t* bytes) {
   store<uint32_t>(to + 8, kernels().crc32c(0, bytes, padded4(entry.length)));
 }
 
-// Returns the bytes written, padding included: at most 4 for every symbol.
-uint32_t Encoder::encode_block(const Block& block, Workspace& work, Counts* counts, Ahead ahead,
-                               uint8_t* to, uint8_t* entry) const {
-  const BlockTable& table = tables_[block.slot].coding;
+// Returns the number of escapes.
+size_t Encoder::quantize_block(const Block& block, Workspace& work) const {
+  const CodeRange range = tables_[block.slot].coding.range();
   size_t n = 0, escapes = 0;
   for (uint32_t p = block.first_piece; p < block.end_piece; ++p) {
     const Piece& piece = plan_.pieces[p];
@@ -168,23 +172,55 @@ uint32_t Encoder::encode_block(const Block& block, Workspace& work, Counts* coun
     float* decoded = request_.decoded;
     if (decoded != nullptr) decoded += request_.segments[piece.segment].offset + piece.start;
     const size_t found =
-        quantize(context(), piece.segment, piece.start, piece.numel, table.range(), out, decoded);
+        quantize(context(), piece.segment, piece.start, piece.numel, range, out, decoded);
     for (size_t e = 0; e < found; ++e)
       if (!std::isfinite(out.escapes[e]))
         refuse(piece.segment, "values hold NaN or Inf but nonfinite is 0, or value / step overflows");
     n += piece.numel;
     escapes += found;
   }
-  if (counts != nullptr)
-    count_symbols(work.codes.data(), n, work.escapes.data(), escapes, *counts);
-  const BlockEntry written = write_block(table, n, escapes, work, ahead, to);
-  const uint64_t bytes = padded4(written.length);
-  std::memset(to + written.length, 0, bytes - written.length);
-  write_entry(entry, written, to);
-  return static_cast<uint32_t>(bytes);
+  return escapes;
 }
 
-// The largest piece of the worker's next block.
+void Encoder::count_block(const Block& block, size_t escapes, const Workspace& work) {
+  Counts counts{};
+  count_symbols(work.codes.data(), coded_symbols(block), work.escapes.data(), escapes, counts);
+  const std::lock_guard<std::mutex> lock(histogram_);
+  int64_t* row = request_.histogram + size_t{256} * plan_.types[block.slot].type;
+  for (size_t code = 0; code < 256; ++code) row[code] += static_cast<int64_t>(counts[code]);
+}
+
+// One or two blocks, one behind the other. Returns the bytes written, padding included: at most 4 for
+// every symbol. Meanwhile fetches the values of the worker's next blocks, which end at `last`.
+uint64_t Encoder::encode_blocks(size_t first, size_t n, size_t last, Workspace work[2],
+                                uint8_t* to) {
+  EncodeJob jobs[2];
+  std::vector<BlockWriter> writers;
+  size_t n_jobs = 0;
+  for (size_t i = 0; i < n; ++i) {
+    const Block& block = plan_.blocks[first + i];
+    const size_t escapes = quantize_block(block, work[i]);
+    if (request_.histogram != nullptr) count_block(block, escapes, work[i]);
+    writers.emplace_back(tables_[block.slot].coding, &lookups_[block.slot], coded_symbols(block),
+                         escapes, next_values(first + n + i, last), work[i]);
+    if (writers.back().has_job()) jobs[n_jobs++] = writers.back().job;
+  }
+  kernels().rans_encode(jobs, n_jobs);
+  uint64_t written = 0;
+  n_jobs = 0;
+  for (size_t i = 0; i < n; ++i) {
+    if (writers[i].has_job()) writers[i].job = jobs[n_jobs++];
+    uint8_t* at = to + written;
+    const BlockEntry entry = writers[i].finish(work[i], at);
+    const uint64_t bytes = padded4(entry.length);
+    std::memset(at + entry.length, 0, bytes - entry.length);
+    write_entry(out_ + block_table_ + (first + i) * kBlockEntryBytes, entry, at);
+    written += bytes;
+  }
+  return written;
+}
+
+// The largest piece of one of the worker's next blocks.
 Ahead Encoder::next_values(size_t next, size_t last) const {
   if (next >= last) return {nullptr, 0};
   const Block& block = plan_.blocks[next];
@@ -206,22 +242,12 @@ uint64_t Encoder::write_coded_blocks() {
     uint64_t first = 0, end = 0;
   };
   std::vector<Region> regions(request_.threads == 0 ? 1 : request_.threads);
-  std::mutex histogram;
   parallel_ranges(n, request_.threads, [&](size_t worker, size_t first, size_t last) {
-    Workspace work(plan_.largest_block);
+    Workspace work[2] = {Workspace(plan_.largest_block), Workspace(plan_.largest_block)};
     uint64_t at = greatest[first];
     regions[worker].first = at;
-    for (size_t b = first; b < last; ++b) {
-      const Block& block = plan_.blocks[b];
-      Counts counts{};
-      at += encode_block(block, work, request_.histogram ? &counts : nullptr,
-                         next_values(b + 1, last), out_ + at,
-                         out_ + block_table_ + b * kBlockEntryBytes);
-      if (request_.histogram == nullptr) continue;
-      const std::lock_guard<std::mutex> lock(histogram);
-      int64_t* row = request_.histogram + size_t{256} * plan_.types[block.slot].type;
-      for (size_t code = 0; code < 256; ++code) row[code] += static_cast<int64_t>(counts[code]);
-    }
+    for (size_t b = first; b < last; b += 2)
+      at += encode_blocks(b, std::min<size_t>(2, last - b), last, work, out_ + at);
     regions[worker].end = at;
   });
   uint64_t at = meta_bytes_;

@@ -82,6 +82,17 @@ struct Ahead {
   size_t bytes;
 };
 
+// One stream to encode. `words` is the end of the room for words, afterwards the first of them;
+// `states` are the initial states, afterwards the final ones.
+struct EncodeJob {
+  const uint8_t* codes;
+  size_t n;
+  const EncodeTable* table;
+  uint32_t states[32];
+  uint16_t* words;
+  Ahead ahead;
+};
+
 // One stream to decode. `words` may be unaligned; `states` has the final states afterwards, and `ok`
 // says whether all words were used and there was none too few.
 struct DecodeJob {
@@ -122,11 +133,9 @@ struct Kernels {
   const float* (*dequantize_buckets)(const uint8_t* codes, size_t n, Buckets sides, bool pairs,
                                      const float value[256], const float* escapes, Output);
 
-  // Writes words backwards from words_end, returns the first one. Symbols without probability must
-  // not occur; a table with a single symbol must not be passed.
-  uint16_t* (*rans_encode)(const uint8_t* codes, size_t n, const EncodeTable&,
-                           uint32_t states[32], uint16_t* words_end, Ahead);
-  // One or two jobs. One chain of states leaves most of a wide core idle; two fill it.
+  // At most two jobs: one chain of states leaves much of a wide core idle, two fill it. When encoding,
+  // symbols without probability must not occur, nor tables with a single symbol.
+  void (*rans_encode)(EncodeJob* jobs, size_t n_jobs);
   void (*rans_decode)(DecodeJob* jobs, size_t n_jobs);
 
   uint32_t (*crc32c)(uint32_t crc, const uint8_t* data, size_t n);

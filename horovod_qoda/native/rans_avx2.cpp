@@ -95,6 +95,24 @@ inline __m256i push_eight(__m256i x, const uint8_t* codes, const EncodeTable& ta
   return push(x, freq, _mm256_srli_epi32(entry, 16), gather(table.inverse, code));
 }
 
+void encode(EncodeJob& job) {
+  uint32_t* states = job.states;
+  uint16_t* words = job.words;
+  size_t i = job.n;
+  for (; i % kLanes != 0; --i)
+    states[(i - 1) % kLanes] =
+        push_one(states[(i - 1) % kLanes], job.codes[i - 1], *job.table, words);
+  __m256i x[4];
+  for (int r = 0; r < 4; ++r) x[r] = load8(states + 8 * r);
+  for (; i != 0; i -= kLanes)
+#pragma GCC unroll 4
+    for (int r = 3; r >= 0; --r)
+      x[r] = push_eight(x[r], job.codes + i - kLanes + 8 * r, *job.table, words);
+  for (int r = 0; r < 4; ++r)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(states + 8 * r), x[r]);
+  job.words = words;
+}
+
 bool decode(DecodeJob& job) {
   for (uint32_t state : job.states)
     if (state < kStateLow) return false;
@@ -156,20 +174,8 @@ bool decode(DecodeJob& job) {
 
 }  // namespace
 
-uint16_t* avx2::rans_encode(const uint8_t* codes, size_t n, const EncodeTable& table,
-                            uint32_t states[32], uint16_t* words, Ahead) {
-  size_t i = n;
-  for (; i % kLanes != 0; --i)
-    states[(i - 1) % kLanes] = push_one(states[(i - 1) % kLanes], codes[i - 1], table, words);
-  __m256i x[4];
-  for (int r = 0; r < 4; ++r) x[r] = load8(states + 8 * r);
-  for (; i != 0; i -= kLanes)
-#pragma GCC unroll 4
-    for (int r = 3; r >= 0; --r)
-      x[r] = push_eight(x[r], codes + i - kLanes + 8 * r, table, words);
-  for (int r = 0; r < 4; ++r)
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(states + 8 * r), x[r]);
-  return words;
+void avx2::rans_encode(EncodeJob* jobs, size_t n_jobs) {
+  for (size_t j = 0; j < n_jobs; ++j) encode(jobs[j]);
 }
 
 void avx2::rans_decode(DecodeJob* jobs, size_t n_jobs) {

@@ -1,5 +1,6 @@
-// 32 rANS lanes in two registers: even lanes in one, odd lanes in the other. Side by side in 16-bit
-// elements they are in lane order, so one compress store or expand load serves both.
+// 32 rANS lanes in two registers. Decoding keeps even lanes in one and odd lanes in the other: side by
+// side in 16-bit elements they are in lane order, and one expand load serves both. Encoding has its
+// lanes in order.
 #include "avx512.hpp"
 #include "intrinsics_avx512.hpp"
 
@@ -28,25 +29,22 @@ struct States {
 };
 
 // Look-ups of (start << 16 | freq, 1 / freq) by code: in registers where the codes are few, which
-// are then told apart by their low bits and the escape takes the first code above the range.
+// are then told apart by their low bits and the escape takes the code below the range.
 template <int kRegisters>
 class Lookup {
  public:
-  explicit Lookup(const EncodeTable& table) : escape_(static_cast<char>(table.high + 1)) {
+  explicit Lookup(const EncodeTable& table) : below_(_mm512_set1_epi32(table.low - 1)) {
     alignas(64) uint32_t packed[16 * kRegisters] = {};
     alignas(64) float reciprocal[16 * kRegisters] = {};
     for (int code = table.low; code <= table.high; ++code) set(packed, reciprocal, table, code, code);
-    set(packed, reciprocal, table, table.high + 1, 0);
+    set(packed, reciprocal, table, table.low - 1, 0);
     for (int r = 0; r < kRegisters; ++r) {
       packed_[r] = _mm512_load_si512(packed + 16 * r);
       reciprocal_[r] = _mm512_load_ps(reciprocal + 16 * r);
     }
   }
 
-  __m256i index(__m256i codes) const {
-    return _mm256_mask_mov_epi8(codes, _mm256_testn_epi8_mask(codes, codes),
-                                _mm256_set1_epi8(escape_));
-  }
+  __m512i index(__m512i codes) const { return _mm512_max_epi32(codes, below_); }
   __m512i packed(__m512i index) const {
     const __m512i low = _mm512_permutex2var_epi32(packed_[0], index, packed_[1]);
     if constexpr (kRegisters == 2) return low;
@@ -72,22 +70,19 @@ class Lookup {
 
   __m512i packed_[kRegisters];
   __m512 reciprocal_[kRegisters];
-  char escape_;
+  __m512i below_;
 };
 
 class GatherLookup {
  public:
   explicit GatherLookup(const EncodeTable& table) : table_(table) {}
-  __m256i index(__m256i codes) const { return codes; }
-  __m512i packed(__m512i code) const {
-    return _mm512_i32gather_epi32(byte(code), table_.packed, 4);
-  }
+  __m512i index(__m512i codes) const { return codes; }
+  __m512i packed(__m512i code) const { return _mm512_i32gather_epi32(code, table_.packed, 4); }
   __m512 reciprocal(__m512i code) const {
-    return _mm512_i32gather_ps(byte(code), table_.reciprocal, 4);
+    return _mm512_i32gather_ps(code, table_.reciprocal, 4);
   }
 
  private:
-  static __m512i byte(__m512i code) { return _mm512_and_si512(code, _mm512_set1_epi32(0xFF)); }
   const EncodeTable& table_;
 };
 
@@ -105,58 +100,6 @@ inline __m512i push(__m512i x, __m512i freq, __m512i start, __m512 reciprocal) {
                                _mm512_sub_epi32(_mm512_set1_epi32(kScale), freq));
 }
 
-template <typename Table>
-class Encoder {
- public:
-  Encoder(const EncodeTable& table, const uint32_t states[32], uint16_t* words)
-      : table_(table), states_(states), words_(words) {}
-
-  // Symbols of one group; `live` has a bit for each lane that has one.
-  template <bool kWhole>
-  inline __attribute__((always_inline)) void group(__m256i codes, __mmask32 live) {
-    const __m512i pairs = _mm512_cvtepu16_epi32(table_.index(codes));
-    const __m512i even_code = pairs, odd_code = _mm512_srli_epi32(pairs, 8);
-    const __m512i even = table_.packed(even_code), odd = table_.packed(odd_code);
-    const __m512i low_half = _mm512_set1_epi32(0xFFFF);
-    const __m512i even_freq = _mm512_and_si512(even, low_half);
-    const __m512i odd_freq = _mm512_and_si512(odd, low_half);
-    __mmask16 even_full = _mm512_cmpge_epu32_mask(states_.even, _mm512_slli_epi32(even_freq, 20));
-    __mmask16 odd_full = _mm512_cmpge_epu32_mask(states_.odd, _mm512_slli_epi32(odd_freq, 20));
-    const __mmask16 even_live = kWhole ? 0xFFFF : _pext_u32(live, ~kOdd);
-    const __mmask16 odd_live = kWhole ? 0xFFFF : _pext_u32(live, kOdd);
-    even_full &= even_live;
-    odd_full &= odd_live;
-    emit(_pdep_u32(even_full, ~kOdd) | _pdep_u32(odd_full, kOdd));
-    states_.even = _mm512_mask_srli_epi32(states_.even, even_full, states_.even, 16);
-    states_.odd = _mm512_mask_srli_epi32(states_.odd, odd_full, states_.odd, 16);
-    const __m512i new_even = push(states_.even, even_freq, _mm512_srli_epi32(even, 16),
-                                  table_.reciprocal(even_code));
-    const __m512i new_odd =
-        push(states_.odd, odd_freq, _mm512_srli_epi32(odd, 16), table_.reciprocal(odd_code));
-    states_.even = _mm512_mask_mov_epi32(states_.even, even_live, new_even);
-    states_.odd = _mm512_mask_mov_epi32(states_.odd, odd_live, new_odd);
-  }
-
-  uint16_t* finish(uint32_t states[32]) const {
-    states_.store(states);
-    return words_;
-  }
-
- private:
-  inline __attribute__((always_inline)) void emit(__mmask32 full) {
-    const __m512i low =
-        _mm512_mask_blend_epi16(kOdd, states_.even, _mm512_slli_epi32(states_.odd, 16));
-    const int count = __builtin_popcount(full);
-    words_ -= count;
-    _mm512_mask_storeu_epi16(words_, _bzhi_u32(~0u, static_cast<unsigned>(count)),
-                             _mm512_maskz_compress_epi16(full, low));
-  }
-
-  Table table_;
-  States states_;
-  uint16_t* words_;
-};
-
 // Fetches 128 bytes, what 32 coordinates take, into the second-level cache.
 class Fetcher {
  public:
@@ -173,22 +116,105 @@ class Fetcher {
   const char* end_;
 };
 
+// Groups of 32 symbols from the last to the first.
 template <typename Table>
-uint16_t* encode(const uint8_t* codes, size_t n, const EncodeTable& table, uint32_t states[32],
-                 uint16_t* words, Ahead ahead) {
-  Encoder<Table> encoder(table, states, words);
-  Fetcher fetcher(ahead);
-  const size_t rest = n % kLanes;
-  if (rest != 0) {
+class Encoder {
+ public:
+  Encoder(const Table& table, EncodeJob& job)
+      : table_(table), job_(job), codes_(job.codes + job.n), words_(job.words), fetcher_(job.ahead) {
+    for (int h = 0; h < 2; ++h) x_[h] = _mm512_loadu_si512(job.states + 16 * h);
+    const size_t rest = job.n % kLanes;
+    codes_ -= rest;
+    if (rest == 0) return;
     const __mmask32 live = _bzhi_u32(~0u, static_cast<unsigned>(rest));
-    encoder.template group<false>(_mm256_maskz_loadu_epi8(live, codes + n - rest), live);
+    const __m256i codes = _mm256_maskz_loadu_epi8(live, codes_);
+    group<false>(_mm256_castsi256_si128(codes), _mm256_extracti128_si256(codes, 1), live);
   }
-  for (size_t i = n - rest; i != 0; i -= kLanes) {
-    encoder.template group<true>(
-        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + i - kLanes)), ~0u);
-    fetcher.step();
+
+  size_t whole_groups() const { return static_cast<size_t>(codes_ - job_.codes) / kLanes; }
+
+  inline __attribute__((always_inline)) void whole_group() {
+    codes_ -= kLanes;
+    const __m128i* codes = reinterpret_cast<const __m128i*>(codes_);
+    group<true>(_mm_loadu_si128(codes), _mm_loadu_si128(codes + 1), ~0u);
+    fetcher_.step();
   }
-  return encoder.finish(states);
+
+  void finish() {
+    for (size_t groups = whole_groups(); groups != 0; --groups) whole_group();
+    for (int h = 0; h < 2; ++h) _mm512_storeu_si512(job_.states + 16 * h, x_[h]);
+    job_.words = words_;
+  }
+
+ private:
+  // `live` has a bit for each lane that has a symbol.
+  template <bool kWhole>
+  inline __attribute__((always_inline)) void group(__m128i first, __m128i second, __mmask32 live) {
+    const __m512i code[2] = {table_.index(_mm512_cvtepu8_epi32(first)),
+                             table_.index(_mm512_cvtepu8_epi32(second))};
+    __m512i entry[2], freq[2];
+    __mmask16 full[2];
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      entry[h] = table_.packed(code[h]);
+      freq[h] = _mm512_and_si512(entry[h], _mm512_set1_epi32(0xFFFF));
+      full[h] = _mm512_cmpge_epu32_mask(x_[h], _mm512_slli_epi32(freq[h], 20));
+      if constexpr (!kWhole) full[h] &= static_cast<__mmask16>(live >> (16 * h));
+    }
+    emit(_mm512_kunpackw(full[1], full[0]));
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      const __m512i x = _mm512_mask_srli_epi32(x_[h], full[h], x_[h], 16);
+      const __m512i pushed =
+          push(x, freq[h], _mm512_srli_epi32(entry[h], 16), table_.reciprocal(code[h]));
+      x_[h] = kWhole ? pushed
+                     : _mm512_mask_mov_epi32(x, static_cast<__mmask16>(live >> (16 * h)), pushed);
+    }
+  }
+
+  inline __attribute__((always_inline)) void emit(__mmask32 full) {
+    const __m512i even = _mm512_set_epi16(62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36, 34,
+                                          32, 30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2,
+                                          0);
+    const __m512i low = _mm512_permutex2var_epi16(x_[0], even, x_[1]);
+    const int count = __builtin_popcount(full);
+    words_ -= count;
+    _mm512_mask_storeu_epi16(words_, _bzhi_u32(~0u, static_cast<unsigned>(count)),
+                             _mm512_maskz_compress_epi16(full, low));
+  }
+
+  const Table& table_;
+  EncodeJob& job_;
+  __m512i x_[2];
+  const uint8_t* codes_;
+  uint16_t* words_;
+  Fetcher fetcher_;
+};
+
+template <typename Table>
+inline __attribute__((always_inline)) void encode_two(const Table& first_table,
+                                                      const Table& second_table,
+                                                      EncodeJob* jobs) {
+  Encoder<Table> first(first_table, jobs[0]), second(second_table, jobs[1]);
+  const size_t a = first.whole_groups(), b = second.whole_groups();
+  for (size_t groups = a < b ? a : b; groups != 0; --groups) {
+    first.whole_group();
+    second.whole_group();
+  }
+  first.finish();
+  second.finish();
+}
+
+template <typename Table>
+void encode(EncodeJob* jobs, size_t n_jobs) {
+  const Table table(*jobs[0].table);
+  if (n_jobs == 1) {
+    Encoder<Table>(table, jobs[0]).finish();
+  } else if (jobs[0].table == jobs[1].table) {  // one copy of the table in registers
+    encode_two(table, table, jobs);
+  } else {
+    encode_two(table, Table(*jobs[1].table), jobs);
+  }
 }
 
 // Undoes push for the slots in x's low 12 bits.
@@ -291,12 +317,16 @@ bool decode_side_by_side(Decoder& first, Decoder& second) {
 
 }  // namespace
 
-uint16_t* avx512::rans_encode(const uint8_t* codes, size_t n, const EncodeTable& table,
-                              uint32_t states[32], uint16_t* words, Ahead ahead) {
-  const int used = table.high - table.low + 2;  // the escape included
-  if (used <= 32) return encode<Lookup<2>>(codes, n, table, states, words, ahead);
-  if (used <= 64) return encode<Lookup<4>>(codes, n, table, states, words, ahead);
-  return encode<GatherLookup>(codes, n, table, states, words, ahead);
+void avx512::rans_encode(EncodeJob* jobs, size_t n_jobs) {
+  int used = 0;  // codes of the larger table, the escape included
+  for (size_t j = 0; j < n_jobs; ++j) {
+    const int here = jobs[j].table->high - jobs[j].table->low + 2;
+    used = here > used ? here : used;
+  }
+  if (n_jobs == 0) return;
+  if (used <= 32) return encode<Lookup<2>>(jobs, n_jobs);
+  if (used <= 64) return encode<Lookup<4>>(jobs, n_jobs);
+  return encode<GatherLookup>(jobs, n_jobs);
 }
 
 void avx512::rans_decode(DecodeJob* jobs, size_t n_jobs) {

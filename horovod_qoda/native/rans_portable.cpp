@@ -5,21 +5,20 @@
 
 namespace qoda {
 
-uint16_t* portable::rans_encode(const uint8_t* codes, size_t n, const EncodeTable& table,
-                                uint32_t states[32], uint16_t* words, Ahead) {
-  for (size_t i = n; i-- > 0;) {
-    uint32_t x = states[i % kLanes];
-    const uint32_t freq = table.freq[codes[i]];
+namespace {
+
+void encode(EncodeJob& job) {
+  const EncodeTable& table = *job.table;
+  for (size_t i = job.n; i-- > 0;) {
+    uint32_t x = job.states[i % kLanes];
+    const uint32_t freq = table.freq[job.codes[i]];
     if (x >= freq << 20) {
-      *--words = static_cast<uint16_t>(x);
+      *--job.words = static_cast<uint16_t>(x);
       x >>= 16;
     }
-    states[i % kLanes] = ((x / freq) << kScaleBits) + x % freq + table.start[codes[i]];
+    job.states[i % kLanes] = ((x / freq) << kScaleBits) + x % freq + table.start[job.codes[i]];
   }
-  return words;
 }
-
-namespace {
 
 bool decode(DecodeJob& job) {
   for (uint32_t state : job.states)
@@ -40,6 +39,10 @@ bool decode(DecodeJob& job) {
 }
 
 }  // namespace
+
+void portable::rans_encode(EncodeJob* jobs, size_t n_jobs) {
+  for (size_t j = 0; j < n_jobs; ++j) encode(jobs[j]);
+}
 
 void portable::rans_decode(DecodeJob* jobs, size_t n_jobs) {
   for (size_t j = 0; j < n_jobs; ++j) jobs[j].ok = decode(jobs[j]);
