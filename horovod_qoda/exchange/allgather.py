@@ -21,9 +21,10 @@ def allgather(step: Step, buffer: ExchangeBuffer) -> Steps:
     (chunk,) = buffer.chunks
     index, me = buffer.plan.index, step.transport.rank
     rows = buffer.segments(chunk, step.adaptation.steps(buffer), step.adaptation.reconstruction)
-    blob = step.encode(buffer.values, rows, 0, index, chunk)
-    if step.wants_sums:
-        seal_own(step, buffer, {0: blob}, {0: rows})
+    own = buffer.scratch("own", len(buffer.values)) if step.wants_sums else None
+    blob = step.encode(buffer.values, rows, 0, index, chunk, own)
+    if own is not None:
+        seal_own(step, buffer, {0: blob}, own)
     received = yield step.transport.allgather(step.name(index, 0), blob)
     parts, count = list(split_frames(received)), step.transport.size
     if len(parts) != count:
@@ -39,27 +40,21 @@ def allgather(step: Step, buffer: ExchangeBuffer) -> Steps:
 
 
 def seal_own(
-    step: Step, buffer: ExchangeBuffer, blobs: dict[int, np.ndarray], rows: dict[int, np.ndarray]
+    step: Step, buffer: ExchangeBuffer, blobs: dict[int, np.ndarray], own: np.ndarray
 ) -> None:
     """Writes the squared norms of what others will decode from this rank into its payloads.
 
     They are norms of the decoded vector and of its difference from the previous one
-    (docs/theory.md section 6), so the payload is decoded here once before it leaves.
+    (docs/theory.md section 6).
+
+    Args:
+        blobs: framed payloads by chunk.
+        own: what they decode to; becomes the previous vector.
     """
     if buffer.previous is None:
-        buffer.previous = np.zeros_like(buffer.values)
-    own = buffer.scratch("own", len(buffer.values))
+        buffer.previous = np.zeros_like(own)
     for chunk in buffer.chunks:
         here = slice(chunk.start, chunk.stop)
-        step.decode_sum(
-            [blobs[chunk.index]],
-            [step.transport.rank],
-            rows[chunk.index],
-            own[here],
-            stage=0,
-            buffer=buffer.plan.index,
-            chunk=chunk.index,
-        )
         total, _ = copy_stats(own[here])
         change = sum_sq_diff(own[here], buffer.previous[here])
         step.seal(blobs[chunk.index], total, change, step.aux)

@@ -31,12 +31,14 @@ def scatter_reduce(step: Step, buffer: ExchangeBuffer) -> Steps:
     index = buffer.plan.index
     steps, choices = step.adaptation.steps(buffer), step.adaptation.reconstruction
     rows = {c.index: buffer.segments(c, steps, choices) for c in buffer.chunks}
-    blobs = {
-        c.index: step.encode(buffer.values[c.start : c.stop], rows[c.index], 0, index, c)
-        for c in buffer.chunks
-    }
-    if step.wants_sums:
-        seal_own(step, buffer, blobs, rows)
+    own = buffer.scratch("own", len(buffer.values)) if step.wants_sums else None
+    blobs = {}
+    for c in buffer.chunks:
+        here = slice(c.start, c.stop)
+        decoded = None if own is None else own[here]
+        blobs[c.index] = step.encode(buffer.values[here], rows[c.index], 0, index, c, decoded)
+    if own is not None:
+        seal_own(step, buffer, blobs, own)
     splits = np.zeros(step.transport.size, np.int32)
     in_order = sorted(buffer.chunks, key=lambda c: c.owner)
     for chunk in in_order:
@@ -82,9 +84,10 @@ def _reduce(
         parts, range(count), rows, total, stage=0, buffer=index, chunk=chunk.index, scale=1 / count
     )
     second = _second_rows(step, chunk, rows, total, [step.steps(part) for part in parts])
-    blob = step.encode(total, second, 1, index, chunk)
-    if step.wants_sums:
-        _seal_second(step, buffer, chunk, blob, second, total, headers)
+    decoded = buffer.scratch("error", len(total)) if step.wants_sums else None
+    blob = step.encode(total, second, 1, index, chunk, decoded)
+    if decoded is not None:
+        _seal_second(step, buffer, blob, total, decoded, headers)
     return blob
 
 
@@ -115,24 +118,13 @@ def _second_rows(
 def _seal_second(
     step: Step,
     buffer: ExchangeBuffer,
-    chunk: Chunk,
     blob: np.ndarray,
-    rows: np.ndarray,
     mean: np.ndarray,
+    decoded: np.ndarray,
     headers: list[Header],
 ) -> None:
     """Passes the nodes' sums on, with the squared norms of the second stage's error added."""
-    error = buffer.scratch("error", len(mean))
-    step.decode_sum(
-        [blob],
-        [step.transport.rank],
-        rows,
-        error,
-        stage=1,
-        buffer=buffer.plan.index,
-        chunk=chunk.index,
-    )
-    np.subtract(error, mean, out=error)
+    error = np.subtract(decoded, mean, out=decoded)
     square, finite = copy_stats(error)
     if not finite:  # the sums say NaN by the nodes' own; the difference starts anew
         error[~np.isfinite(error)] = 0

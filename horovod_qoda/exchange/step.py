@@ -97,9 +97,17 @@ class Step:
         )
 
     def encode(
-        self, values: np.ndarray, rows: np.ndarray, stage: int, buffer: int, chunk: Chunk
+        self,
+        values: np.ndarray,
+        rows: np.ndarray,
+        stage: int,
+        buffer: int,
+        chunk: Chunk,
+        decoded: np.ndarray | None = None,
     ) -> np.ndarray:
         """Codes one chunk into a framed, padded array of bytes ready to travel.
+
+        Where ``decoded`` is passed it receives what the receivers will decode.
 
         The array is overwritten by the next exchange.
         """
@@ -115,6 +123,7 @@ class Step:
             levels=self.adaptation.levels,
             histogram=None if self.histogram is None else self.histogram[stage],
             threads=self.threads,
+            decoded=decoded,
         )
         framed = _FRAME.size + length
         capacity = self.outgoing.fit(key, framed)
