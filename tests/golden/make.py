@@ -1,11 +1,15 @@
 """Writes payloads.json, the exact bytes of a few payloads: python -m tests.golden.make
 
-Only when the format changes, together with its version and docs/wire-format.md.
+Bytes of a version are frozen. They may change with a new version only: kVersion in
+horovod_qoda/native/wire.hpp and docs/wire-format.md first, then this.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +18,8 @@ from horovod_qoda.coding import Book
 from tests.codec_cases import LEVELS, QUANTIZERS, join, payload, segment
 
 FILE = Path(__file__).with_name("payloads.json")
+
+Cases = dict[str, tuple[np.ndarray, np.ndarray, Book | None]]
 
 
 def wave(n: int) -> np.ndarray:
@@ -24,9 +30,9 @@ def wave(n: int) -> np.ndarray:
     return v
 
 
-def cases() -> dict[str, tuple[np.ndarray, np.ndarray, Book | None]]:
-    """Name -> values, segments, book."""
-    made: dict[str, tuple[np.ndarray, np.ndarray, Book | None]] = {}
+def cases() -> Cases:
+    """Name -> values, segments, book, of payloads that are stored byte by byte."""
+    made: Cases = {}
     for name, fields in QUANTIZERS.items():
         step = {"step": 0.5} if fields["quantizer"] == 1 else {}
         made[name] = (wave(700), segment(700, **fields, **step), None)
@@ -41,11 +47,61 @@ def cases() -> dict[str, tuple[np.ndarray, np.ndarray, Book | None]]:
     return made
 
 
-def main() -> None:
-    made = {
-        name: payload(values, segments, book=book, levels=LEVELS).tobytes().hex()
-        for name, (values, segments, book) in cases().items()
+def large_cases() -> Cases:
+    """Payloads of many blocks, types and sampled tables, of which a hash is stored."""
+    n = 300_001
+    made: Cases = {}
+    for name, step in (("two_bits", 1.0), ("four_bits", 0.25), ("seven_bits", 0.03125)):
+        made[f"large_{name}"] = (
+            wave(n),
+            segment(n, quantizer=1, reconstruction=1, step=step),
+            None,
+        )
+    rows = [segment(n // 5, step=0.5, index=0, **QUANTIZERS[kind]) for kind in QUANTIZERS]
+    mixed = join([row for row in rows for _ in range(2)])
+    mixed["step"][mixed["quantizer"] != 1] = 0
+    mixed["type"] = np.arange(len(mixed)) // 3
+    made["large_mixed"] = (wave(n // 5 * len(mixed)), mixed, None)
+    return made
+
+
+def make() -> dict:
+    """What payloads.json holds: format version, payloads in hex, SHA-256 of large ones."""
+
+    def encoded(made: Cases) -> dict[str, bytes]:
+        return {
+            name: payload(values, segments, book=book, levels=LEVELS).tobytes()
+            for name, (values, segments, book) in made.items()
+        }
+
+    small, large = encoded(cases()), encoded(large_cases())
+    (version,) = {
+        struct.unpack_from("<H", data, 4)[0] for data in (*small.values(), *large.values())
     }
+    return {
+        "version": version,
+        "payloads": {name: data.hex() for name, data in small.items()},
+        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in large.items()},
+    }
+
+
+def changed(stored: dict, made: dict) -> list[str]:
+    """Names of stored payloads that are made otherwise, or not at all."""
+    return [
+        name
+        for part in ("payloads", "sha256")
+        for name, data in stored[part].items()
+        if made[part].get(name) != data
+    ]
+
+
+def main() -> None:
+    made = make()
+    if FILE.exists():
+        stored = json.loads(FILE.read_text())
+        names = changed(stored, made)
+        if names and stored["version"] == made["version"]:
+            sys.exit(f"bytes of version {made['version']} are frozen, but these changed: {names}")
     FILE.write_text(json.dumps(made, indent=1) + "\n")
 
 
