@@ -101,7 +101,12 @@ def combine_errors(
     raise ValueError(f"allocation_error must be squared, frobenius or relative, not {kind!r}")
 
 
-def low_rank_numbers(shape: Sequence[int], rank: int, least_rate: float = 2.0) -> int:
+LEAST_RATE = 2.0
+"""A matrix that PowerSGD would not at least halve travels as it is: an approximation and its
+products cost more than that saves. Rule and value are those of PyTorch's PowerSGD hook."""
+
+
+def low_rank_numbers(shape: Sequence[int], rank: int, least_rate: float = LEAST_RATE) -> int:
     """Numbers that PowerSGD sends for a tensor at a rank: r (m + n) for m x n.
 
     A tensor of more dimensions counts as shape[0] rows. One with fewer than two dimensions, or
@@ -115,7 +120,9 @@ def low_rank_numbers(shape: Sequence[int], rank: int, least_rate: float = 2.0) -
     return numbers if numel >= least_rate * numbers else numel
 
 
-def low_rank_ratio(shapes: Sequence[Sequence[int]], rank: int, least_rate: float = 2.0) -> float:
+def low_rank_ratio(
+    shapes: Sequence[Sequence[int]], rank: int, least_rate: float = LEAST_RATE
+) -> float:
     """Compression ratio of a model under PowerSGD at one rank, by counting numbers."""
     sent = sum(low_rank_numbers(shape, rank, least_rate) for shape in shapes)
     return sum(math.prod(shape) for shape in shapes) / sent

@@ -15,6 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
+from horovod_qoda.allocation import low_rank_numbers
 from horovod_qoda.coding import SEGMENT
 from horovod_qoda.coding.payload import LEVELS, MAXMIN, ONE_STREAM, RAW
 from horovod_qoda.layer_kinds import kind_of_name
@@ -44,10 +45,13 @@ class LayerType:
     norm: str
     levels: tuple[float, ...]
     layer: str = ""
+    low_rank: int = 0
+    """Rank of PowerSGD, which sends these layers as float32 matrices; 0 for all others."""
 
     @property
     def raw(self) -> bool:
-        return self.quantizer == "raw"
+        """Whether nothing is quantised: float32 travels."""
+        return self.quantizer in ("raw", "powersgd")
 
     @property
     def rate(self) -> float:
@@ -246,10 +250,21 @@ def layer_type(
         return RAW_TYPE, "a rule says raw"
     numel = int(np.prod(shape, dtype=np.int64)) if shape else 1
     named = any(matches(pattern, name, kind) for pattern in settings.rules)
+    if len(shape) < 2 and mine.quantizer == "powersgd" and named:
+        raise ValueError(
+            f"rules ask for PowerSGD of layer {name!r}, which has {len(shape)} "
+            f"dimension{'s' if len(shape) != 1 else ''} where a matrix is needed: narrow the "
+            "pattern, add a later rule that says 'raw' or a number of bits, or ask for the whole "
+            "model by quantizer='powersgd'"
+        )
     if numel < settings.min_numel:
         return RAW_TYPE, f"fewer than min_numel = {settings.min_numel} coordinates"
     if len(shape) < 2 and not named:
         return RAW_TYPE, "one-dimensional"
+    if mine.quantizer == "powersgd":
+        if low_rank_numbers(shape, mine.low_rank) == numel:
+            return RAW_TYPE, f"rank {mine.low_rank} would not halve them"
+        return LayerType(kind, "powersgd", 32.0, 0, "linf", (), low_rank=mine.low_rank), ""
     levels: tuple[float, ...] = ()
     if mine.quantizer not in ONE_STREAM_QUANTIZERS:
         bucket, norm = mine.bucket_size, mine.norm
@@ -283,6 +298,7 @@ def describe(layer: Layer, types: Sequence[LayerType]) -> list[object]:
         t.norm,
         list(t.levels),
         t.layer,
+        t.low_rank,
     ]
 
 
@@ -303,17 +319,24 @@ def _sort_types(layers: list[Layer], types: list[LayerType]) -> tuple[list[Layer
 
 
 def _fill_buffers(layers: list[Layer], capacity: int, types: list[LayerType]) -> list[Buffer]:
-    """Fills buffers with layers in reverse order, then sorts each buffer by type."""
-    groups: list[list[Layer]] = [[]]
-    used = 0
+    """Fills buffers with layers in reverse order, then sorts each buffer by type.
+
+    PowerSGD's layers are exchanged in another way, so they have buffers to themselves.
+    """
+    groups: list[list[Layer]] = []
+    filling: dict[bool, list[Layer]] = {}
+    used = {True: 0, False: 0}
     for layer in reversed(layers):
-        if groups[-1] and used + layer.numel > capacity:
-            groups.append([])
-            used = 0
-        groups[-1].append(layer)
-        used += layer.numel
+        apart = types[layer.type].low_rank > 0
+        group = filling.setdefault(apart, [])
+        if group and used[apart] + layer.numel > capacity:
+            groups.append(group)
+            group, used[apart] = [], 0
+        group.append(layer)
+        filling[apart] = group
+        used[apart] += layer.numel
     buffers = []
-    for index, group in enumerate(g for g in groups if g):
+    for index, group in enumerate([*groups, *filling.values()]):
         group.sort(key=lambda x: (x.type, -x.index))
         offsets, end = [], 0
         for layer in group:

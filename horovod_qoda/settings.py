@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 QUANTIZERS = (
-    "auto", "dithered", "rounded", "uniform", "exponential", "ternary", "adaptive", "maxmin"
+    "auto", "dithered", "rounded", "uniform", "exponential", "ternary", "adaptive", "maxmin",
+    "powersgd",
 )  # fmt: skip
 ONE_STREAM_QUANTIZERS = ("auto", "dithered", "rounded")
 NORMS = ("linf", "l2")
@@ -27,7 +28,7 @@ CODINGS = ("main", "alternating")
 ALLOCATIONS = ("none", "lgreco")
 ALLOCATION_ERRORS = ("squared", "frobenius", "relative")
 RULE_KEYS = (
-    "bits", "quantizer", "bucket_size", "norm", "levels", "sensitivity"
+    "bits", "quantizer", "bucket_size", "norm", "levels", "low_rank", "sensitivity"
 )  # fmt: skip
 KIND_PREFIX = "type:"
 """A rule whose pattern begins so names a kind of layer, not a layer."""
@@ -64,6 +65,8 @@ class Settings:
     levels: int | None = _option(
         None, "number s of inner levels of level quantizers, 0..126; default: the s nearest to bits"
     )
+    # The largest rank of the paper's experiments (arXiv 1905.13727).
+    low_rank: int = _option(4, "rank of the matrices that powersgd sends, 1 to 65536")
     # Exact minimisation costs rank 0 some 10 ms an update and type, one ratio a tenth of it.
     level_solver: str = _option(
         "alq", "how adaptive levels are fitted: alq (coordinate descent) or amq (one ratio)"
@@ -109,6 +112,7 @@ class Settings:
         _choice("norm", self.norm, NORMS)
         if self.levels is not None:
             _integer("levels", self.levels, 0, 126)
+        _integer("low_rank", self.low_rank, 1, 65536)
         _choice("level_solver", self.level_solver, ("alq", "amq"))
         _choice("types", self.types, TYPES)
         _choice("coding", self.coding, CODINGS)
@@ -160,7 +164,8 @@ class Settings:
     def for_layer(self, name: str, kind: str = "") -> Settings | None:
         """Settings of one layer after its rules; ``None`` when a rule sends it raw.
 
-        Rules are applied in the order given, so a later match overrides an earlier one.
+        Rules are applied in the order given, so a later match overrides an earlier one. One with
+        ``low_rank`` means PowerSGD, and one with ``bits`` a quantiser.
         """
         merged: Settings | None = self
         for pattern, rule in self.rules.items():
@@ -169,8 +174,13 @@ class Settings:
             if rule == "raw":
                 merged = None
             else:
-                changes = rule if _is_dict(rule) else {"bits": rule}
-                merged = dataclasses.replace(merged or self, **changes)
+                before = merged or self
+                changes = dict(rule) if _is_dict(rule) else {"bits": rule}
+                if "low_rank" in changes:
+                    changes["quantizer"] = "powersgd"
+                elif "bits" in changes and before.quantizer == "powersgd":
+                    changes.setdefault("quantizer", "auto")
+                merged = dataclasses.replace(before, **changes)
         return merged
 
     def check_rules(self, kinds: Mapping[str, str]) -> None:
@@ -282,6 +292,10 @@ def _check_rule(pattern: str, rule: Any) -> None:
     if unknown:
         raise ValueError(
             f"rules[{pattern!r}]: unknown setting {unknown[0]!r}; allowed: {', '.join(RULE_KEYS)}"
+        )
+    if "low_rank" in changes and changes.get("quantizer", "powersgd") != "powersgd":
+        raise ValueError(
+            f"rules[{pattern!r}]: low_rank is for quantizer powersgd, not {changes['quantizer']}"
         )
     try:
         Settings(**changes)

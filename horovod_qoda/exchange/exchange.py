@@ -17,10 +17,11 @@ from horovod_qoda.exchange.allreduce import allreduce
 from horovod_qoda.exchange.buffer import ExchangeBuffer
 from horovod_qoda.exchange.handshake import agree, object_of_root, roll_call
 from horovod_qoda.exchange.observations import sum_over_ranks
+from horovod_qoda.exchange.power_sgd import PowerSGD
 from horovod_qoda.exchange.records import ExchangeRecord
 from horovod_qoda.exchange.scatter_reduce import scatter_reduce
 from horovod_qoda.exchange.step import Outgoing, Step
-from horovod_qoda.exchange.worker import Job, Worker
+from horovod_qoda.exchange.worker import Job, Steps, Worker
 from horovod_qoda.layout import Layout
 from horovod_qoda.logs import logger
 from horovod_qoda.settings import Settings
@@ -28,7 +29,8 @@ from horovod_qoda.transport import Transport
 
 _ADAPTED = (
     "bits", "quantizer", "rules", "bucket_size", "norm", "levels", "topology", "min_numel",
-    "level_solver", "types", "coding", "allocation", "allocation_error", "allocation_alpha",
+    "low_rank", "level_solver", "types", "coding", "allocation", "allocation_error",
+    "allocation_alpha",
 )  # fmt: skip
 """Settings that decide what adaptation means."""
 
@@ -98,6 +100,7 @@ class Exchange:
         self._stream = settings.seed | (optimizer & 0xFFF) << 52
         stages = 2 if self.topology == "scatter_reduce" else 1
         self.adaptation = Adaptation(layout, stages, settings)
+        self.power_sgd = PowerSGD(layout, settings)
         parts = transport.size if self.topology == "scatter_reduce" else 1
         self._buffers = [ExchangeBuffer(layout, plan, parts) for plan in layout.buffers]
         self._buffer_of = {i: b for b in self._buffers for i in b.plan.layers}
@@ -178,7 +181,9 @@ class Exchange:
         tally = step.tally
         tally.wait_s += time.perf_counter() - begin
         if self._topology_of(step.number) != "raw":
-            self.adaptation.follow(self._buffers, step.number - self.settings.warmup_steps)
+            since = self._age(step.number)
+            self.adaptation.follow(self._buffers, since)
+            self.power_sgd.follow(self._buffers, since)
         if step.histogram is not None:
             self._update(step)
         tally.exchange_s = self._worker.collective_s - tally.exchange_s
@@ -213,6 +218,7 @@ class Exchange:
             "stream": self._stream,
             "settings": self.settings.canonical(),
             "adaptation": self.adaptation.state_dict(),
+            "power_sgd": self.power_sgd.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -226,17 +232,19 @@ class Exchange:
         self._adopt(state)
         self._agreed = False
         self._local_number = None
-        if self.wants_sums:
-            for buffer in self._buffers:
-                buffer.previous = buffer.previous_error = None
-            if self.number and self.transport.rank == 0:
-                logger().info(
-                    "compression state loaded; unless load_local_state_dict() follows on every "
-                    "rank, differences from the previous exchange start at zero"
-                )
+        self.power_sgd.forget()
+        for buffer in self._buffers:
+            buffer.previous = buffer.previous_error = None
+        anew = ["differences from the previous exchange"] if self.wants_sums else []
+        anew += ["PowerSGD's residuals"] if self.power_sgd.parts else []
+        if anew and self.number and self.transport.rank == 0:
+            logger().info(
+                "compression state loaded; unless load_local_state_dict() follows on every rank, "
+                f"{' and '.join(anew)} start at zero"
+            )
 
     def local_state_dict(self) -> dict[str, Any]:
-        """What differs between ranks, as torch tensors; empty unless QODA's sums are wanted."""
+        """What differs between ranks, as torch tensors: what QODA's sums and PowerSGD need."""
         import torch
 
         vectors = {
@@ -249,7 +257,7 @@ class Exchange:
             "exchange": self.number,
             "rank": self.transport.rank,
             "ranks": self.transport.size,
-            "vectors": vectors,
+            "vectors": vectors | self.power_sgd.local_state(),
         }
 
     def load_local_state_dict(self, state: dict[str, Any]) -> None:
@@ -271,6 +279,7 @@ class Exchange:
                         f"here it has {b.plan.size}: the model or fusion_mb has changed"
                     )
                 setattr(b, kind, None if vector is None else vector.numpy().copy())
+        self.power_sgd.load_local_state(state["vectors"])
         self._local_number = int(state["exchange"])
 
     def close(self) -> None:
@@ -287,12 +296,17 @@ class Exchange:
             self._since = int(state["exchange"])
         else:
             self.adaptation.load_state_dict(state["adaptation"])
+            self.power_sgd.load_state_dict(state["power_sgd"])
             self._since = int(state["since"])
         self.number = int(state["exchange"])
         self._stream = int(state["stream"])
 
     def _topology_of(self, number: int) -> str:
         return "raw" if number < self.settings.warmup_steps else self.topology
+
+    def _age(self, number: int) -> int:
+        """Exchanges since adaptation began, which is what its schedule counts."""
+        return number - max(self._since, self.settings.warmup_steps)
 
     def _start(self) -> None:
         step = Step(
@@ -307,9 +321,7 @@ class Exchange:
             wants_sums=self.wants_sums,
             aux=self._aux() if self._aux is not None else 0.0,
         )
-        if self._topology_of(self.number) != "raw" and is_update(
-            self.number - max(self._since, self.settings.warmup_steps)
-        ):
+        if self._topology_of(self.number) != "raw" and is_update(self._age(self.number)):
             step.histogram = self.adaptation.new_histogram()
         step.tally.exchange_s = self._worker.collective_s
         step.tally.wire_bytes = self.transport.sent_bytes
@@ -324,24 +336,37 @@ class Exchange:
         assert step is not None
         while len(self._jobs) < len(self._buffers) and self._buffers[len(self._jobs)].ready:
             buffer = self._buffers[len(self._jobs)]
-            kind = {"raw": allreduce, "allgather": allgather, "scatter_reduce": scatter_reduce}
-            run = kind[self._topology_of(step.number)]
             what = f"exchange {step.number} of {self.name}, {self.layout.summary(buffer.plan)}"
-            job = self._worker.submit(_timed(run(step, buffer), step), self.transport.rank, what)
+            job = self._worker.submit(
+                _timed(self._job(step, buffer), step), self.transport.rank, what
+            )
             self._jobs.append(job)
+
+    def _job(self, step: Step, buffer: ExchangeBuffer) -> Steps:
+        """The job that exchanges one buffer."""
+        if self._topology_of(step.number) == "raw":
+            return allreduce(step, buffer)
+        low_rank = self.power_sgd.job(step, buffer)
+        if low_rank is not None:
+            return low_rank
+        flat = {"allgather": allgather, "scatter_reduce": scatter_reduce}[self.topology]
+        return flat(step, buffer)
 
     def _update(self, step: Step) -> None:
         assert step.histogram is not None
-        since = step.number - self.settings.warmup_steps
+        since = self._age(step.number)
         counts, amounts = self.adaptation.observe(self._buffers, step.histogram, since)
+        amounts |= self.power_sgd.observe(since)
         name = self.name + ".update"
         counts, amounts = sum_over_ranks(self.transport, name, counts, amounts)
         if self.transport.rank == 0:
             self.adaptation.update(counts, amounts)
-        state = self.adaptation.state_dict()
+            self.power_sgd.allocate(amounts)
+        state = [self.adaptation.state_dict(), self.power_sgd.state_dict()]
         state = object_of_root(self.transport, self.name + ".update.state", state)
         if self.transport.rank:
-            self.adaptation.load_state_dict(state)
+            self.adaptation.load_state_dict(state[0])
+            self.power_sgd.load_state_dict(state[1])
         self._outgoing.refit()
         rates = [mean_entropy(stage) for stage in step.histogram if stage.any()]
         step.tally.entropy_bits = float(np.mean(rates)) if rates else float("nan")
@@ -353,7 +378,8 @@ def _check_sizes(layout: Layout, ranks: int, parts: int) -> None:
         kinds = [layout.types[layout.layers[i].type] for i in buffer.layers]
         sizes = [layout.layers[i].numel for i in buffer.layers]
         # A third more than the rate, for layers that code worse than the mean.
-        rates = [32 if t.raw else 1.33 * t.bits for t in kinds]
+        # PowerSGD's thin matrices are nowhere near.
+        rates = [0 if t.low_rank else 32 if t.raw else 1.33 * t.bits for t in kinds]
         each = sum(n * bits / 8 for n, bits in zip(sizes, rates, strict=True))
         if each * ranks / parts >= _MPI_LIMIT or each >= _MPI_LIMIT:
             largest = layout.layers[buffer.layers[int(np.argmax(sizes))]]

@@ -18,10 +18,6 @@ from horovod_qoda.exchange.step import Step
 from horovod_qoda.exchange.worker import Steps
 from horovod_qoda.layout import Buffer
 
-LEAST_RATE = 2.0
-"""A matrix that PowerSGD would not at least halve travels as it is: it costs matrix products and
-an approximation. The rule, and the value, are those of PyTorch's PowerSGD hook."""
-
 
 @dataclass(frozen=True)
 class Matrix:
@@ -38,17 +34,7 @@ class Matrix:
 
 
 def matrix(layer: int, name: str, shape: tuple[int, ...]) -> Matrix:
-    """The matrix of a layer.
-
-    Raises:
-        ValueError: it has fewer than two dimensions.
-    """
-    if len(shape) < 2:
-        raise ValueError(
-            f"layer {name!r} has {len(shape)} dimension{'s' if len(shape) != 1 else ''} and "
-            "PowerSGD needs a matrix: give it 'raw' or a number of bits in rules, or a pattern "
-            "that does not match it"
-        )
+    """The matrix of a layer with two or more dimensions."""
     return Matrix(layer, name, shape[0], int(np.prod(shape[1:], dtype=np.int64)))
 
 
@@ -61,6 +47,7 @@ class LowRank:
         warm: by layer, Q of the last exchange, [columns, rank] float32: the subspace moves slowly,
             so it starts the next iteration. Equal on all ranks because it came out of an
             all-reduce. Ranks that resume with different ones still agree on the mean.
+        summed: this rank's last gradients added up, while an allocation of ranks draws near.
 
     Args:
         plan: the buffer.
@@ -74,6 +61,7 @@ class LowRank:
     ) -> None:
         self.matrices = matrices
         self.residual = np.zeros(plan.size, np.float32)
+        self.summed: np.ndarray | None = None
         self.ranks: dict[int, int] = {}
         self.warm: dict[int, np.ndarray] = {}
         self._seed = seed
@@ -114,13 +102,15 @@ class LowRank:
 
     def state(self) -> dict[str, np.ndarray]:
         """What a checkpoint of this rank needs, by name."""
-        return {"residual": self.residual, **{f"warm.{i}": q for i, q in self.warm.items()}}
+        summed = {} if self.summed is None else {"summed": self.summed}
+        warm = {f"warm.{i}": q for i, q in self.warm.items()}
+        return {"residual": self.residual, **warm, **summed}
 
     def load(self, state: dict[str, np.ndarray]) -> None:
-        """Takes :meth:`state` back.
+        """Takes :meth:`state` back, its ranks too.
 
         Raises:
-            ValueError: it is of another model or of other ranks; the layer is named.
+            ValueError: it is of another model; the layer is named.
         """
         if state["residual"].shape != self.residual.shape:
             raise ValueError(
@@ -129,16 +119,20 @@ class LowRank:
             )
         for m in self.matrices:
             saved = state.get(f"warm.{m.layer}")
-            wanted = (m.columns, self.ranks[m.layer])
-            if saved is None or saved.shape != wanted:
+            if saved is None or saved.ndim != 2 or len(saved) != m.columns:
                 had = None if saved is None else saved.shape
-                raise ValueError(f"layer {m.name!r}: Q was saved as {had}, here it is {wanted}")
+                raise ValueError(
+                    f"layer {m.name!r}: Q was saved as {had}, here it has {m.columns} rows"
+                )
         self.residual[:] = state["residual"]
         self.warm = {m.layer: state[f"warm.{m.layer}"].copy() for m in self.matrices}
+        self.ranks = {layer: q.shape[1] for layer, q in self.warm.items()}
+        self.summed = state["summed"].copy() if "summed" in state else None
 
     def forget(self) -> None:
         """Starts anew: no residual, and the first Q."""
         self.residual[:] = 0
+        self.summed = None
         self.warm = {}
         self.set_ranks(dict(self.ranks))
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from horovod_qoda.allocation import allocate, combine_errors, error_budget
-from horovod_qoda.exchange.low_rank import LEAST_RATE, Matrix
+from horovod_qoda.allocation import LEAST_RATE, allocate, combine_errors, error_budget
+from horovod_qoda.exchange.low_rank import Matrix
 
 MOST = 9
 """Ranks on offer: the layer's own times a power of the root of 2, from a quarter to four times."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from horovod_qoda.allocation import low_rank_numbers
 from horovod_qoda.exchange import ExchangeRecord
 from horovod_qoda.logs import logger
 from horovod_qoda.torch.carriers import Carrier, LayerwiseCarrier
@@ -21,9 +22,23 @@ def summarize(carrier: Carrier, record: ExchangeRecord, ranks: int) -> None:
     quantized = [x for x in layout.layers if not layout.types[x.type].raw]
     why = Counter(x.why_raw for x in layout.layers if x.why_raw)
     raw = "; ".join(f"{count} because {reason}" for reason, count in why.most_common())
-    if not quantized:
+    thin = [x for x in layout.layers if layout.types[x.type].low_rank]
+    if thin:
+        numbers = sum(low_rank_numbers(x.shape, layout.types[x.type].low_rank) for x in thin)
+        coordinates = sum(x.numel for x in thin)
+        logger().info(
+            f"{len(thin)} of {len(layout.layers)} layers ({coordinates:,} coordinates) are sent by "
+            f"PowerSGD as {numbers:,} numbers"
+        )
+    if not quantized and not thin:
         logger().warning(
             f"NOTHING IS COMPRESSED: all {len(layout.layers)} layers travel raw ({raw})"
+        )
+        return
+    if not quantized:
+        logger().info(
+            f"raw: {raw or 'none'}; first exchange: {record.raw_bytes:,} bytes of gradients became "
+            f"{record.wire_bytes:,} on the wire"
         )
         return
     settings = carrier.exchange.settings
