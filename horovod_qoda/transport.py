@@ -10,6 +10,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,18 @@ class Transport(ABC):
 
     @abstractmethod
     def _allreduce(self, name: str, data: np.ndarray) -> Handle: ...
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """The two directions of ranks that share hosts, all hosts with as many ranks.
+
+    ``inside`` connects the ranks of this host; ``across`` connects the ranks that have this rank's
+    place on their hosts, in the same order of hosts for every place.
+    """
+
+    inside: Transport
+    across: Transport
 
 
 class HorovodTransport(Transport):
@@ -218,6 +231,13 @@ class _LocalHandle(Handle):
 
     def result(self) -> Any:
         return self._combine(self._board.take(self._key))
+
+
+def local_hosts(hosts: int, each: int) -> list[Hosts]:
+    """In-process hosts of ``each`` ranks; rank r is on host r // each."""
+    inside = [local_transports(each) for _ in range(hosts)]
+    across = [local_transports(hosts) for _ in range(each)]
+    return [Hosts(inside[h][p], across[p][h]) for h in range(hosts) for p in range(each)]
 
 
 def local_transports(size: int) -> list[LocalTransport]:

@@ -11,7 +11,9 @@ from horovod_qoda.layout import Buffer, Chunk, Layout
 
 
 class ExchangeBuffer:
-    """Float32 arrays of one buffer of the layout.
+    """Float32 arrays of one buffer of the layout, or of one shard of it.
+
+    A layer of which only a piece lies in a shard has an offset below zero, or ends beyond it.
 
     Attributes:
         values: this rank's gradients, layer after layer; gaps between layers stay zero.
@@ -30,7 +32,10 @@ class ExchangeBuffer:
         self.previous: np.ndarray | None = None
         self.previous_error: np.ndarray | None = None
         self.followed: np.ndarray | None = None
-        self.numel = np.array([layout.layers[i].numel for i in plan.layers], np.int64)
+        numel = np.array([layout.layers[i].numel for i in plan.layers], np.int64)
+        offsets = np.array(plan.offsets, np.int64)
+        self.starts = np.maximum(offsets, 0)
+        self.numel = np.minimum(offsets + numel, plan.size) - self.starts
         self.sum_sq = np.zeros(len(plan.layers))
         self.finite = np.ones(len(plan.layers), bool)
         self._place = {layer: k for k, layer in enumerate(plan.layers)}
@@ -62,8 +67,12 @@ class ExchangeBuffer:
     def span(self, layer: int, of: str = "values") -> np.ndarray:
         """View of a layer's coordinates in ``values`` or ``mean``."""
         k = self._place[layer]
-        start = self.plan.offsets[k]
-        return getattr(self, of)[start : start + int(self.numel[k])]
+        return getattr(self, of)[self.starts[k] : self.starts[k] + self.numel[k]]
+
+    def measure(self, threads: int) -> None:
+        """Takes the statistics that :meth:`put` takes, of ``values`` written by others."""
+        for k, layer in enumerate(self.plan.layers):
+            self.sum_sq[k], self.finite[k] = copy_stats(self.span(layer), None, threads=threads)
 
     def scratch(self, purpose: str, size: int) -> np.ndarray:
         """Float32 memory of this length, zero at first and the same at every exchange.
@@ -81,8 +90,7 @@ class ExchangeBuffer:
         """
         assert self.previous is not None
         for k in np.flatnonzero(~self.finite):
-            start = self.plan.offsets[k]
-            here = slice(start, start + int(self.numel[k]))
+            here = slice(self.starts[k], self.starts[k] + self.numel[k])
             own[here] = self.previous[here]
         self._scratch["own"], self.previous = self.previous, own
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,12 @@ from horovod_qoda.exchange.power_sgd import PowerSGD
 from horovod_qoda.exchange.records import ExchangeRecord
 from horovod_qoda.exchange.scatter_reduce import scatter_reduce
 from horovod_qoda.exchange.step import Outgoing, Step
+from horovod_qoda.exchange.two_level import shard, two_level
 from horovod_qoda.exchange.worker import Job, Steps, Worker
 from horovod_qoda.layout import Layout
 from horovod_qoda.logs import logger
 from horovod_qoda.settings import Settings
-from horovod_qoda.transport import Transport
+from horovod_qoda.transport import Hosts, Transport
 
 _ADAPTED = (
     "bits", "quantizer", "rules", "bucket_size", "norm", "levels", "topology", "min_numel",
@@ -51,14 +52,17 @@ class Sums:
     aux: float | None
 
 
-def choose_topology(settings: Settings, ranks: int) -> str:
+def choose_topology(settings: Settings, ranks: int, hosts: Hosts | None = None) -> str:
     """The topology in force: ``auto`` takes the fewer bytes at equal variance of the mean.
 
-    All-gather receives K b bits a coordinate, scatter-reduce sends and receives 2 b; the crossover
-    is at K = 2, or 3 at up to 2 bits (docs/theory.md section 9).
+    Two levels where hosts have several ranks and are known. Else all-gather receives K b bits a
+    coordinate, scatter-reduce sends and receives 2 b; the crossover is at K = 2, or 3 at up to 2
+    bits (docs/theory.md section 9).
     """
     if settings.topology != "auto":
         return settings.topology
+    if hosts is not None:
+        return "two_level"
     return "allgather" if ranks <= (3 if settings.bits <= 2 else 2) else "scatter_reduce"
 
 
@@ -75,6 +79,7 @@ class Exchange:
         optimizer: number of the optimizer on this rank, part of names and random counters.
         wants_sums: also compute QODA's scalars.
         aux: gives the scalar that rank 0 sends along, asked when an exchange starts.
+        hosts: which ranks share hosts; needed for two levels once something is put.
 
     Raises:
         ValueError: a buffer would not fit into one MPI call.
@@ -88,9 +93,15 @@ class Exchange:
         optimizer: int,
         wants_sums: bool = False,
         aux: Callable[[], float] | None = None,
+        hosts: Hosts | None = None,
     ) -> None:
         self.layout, self.settings, self.transport = layout, settings, transport
-        self.topology = choose_topology(settings, transport.size)
+        self.topology = choose_topology(settings, transport.size, hosts)
+        self._hosts = hosts if self.topology == "two_level" else None
+        # Who codes: every rank, or with two levels every place once on each host.
+        coders = self._hosts.across if self._hosts else transport
+        within = replace(settings, topology="auto") if self.topology == "two_level" else settings
+        self._flat_topology = choose_topology(within, coders.size)
         self.wants_sums = wants_sums
         self.number = 0
         self._since = 0
@@ -98,11 +109,18 @@ class Exchange:
         self._optimizer = optimizer
         # Seed and optimizer of the random numbers: a run that resumes goes on with its own.
         self._stream = settings.seed | (optimizer & 0xFFF) << 52
-        stages = 2 if self.topology == "scatter_reduce" else 1
+        stages = 2 if self._flat_topology == "scatter_reduce" else 1
         self.adaptation = Adaptation(layout, stages, settings)
         self.power_sgd = PowerSGD(layout, settings)
-        parts = transport.size if self.topology == "scatter_reduce" else 1
-        self._buffers = [ExchangeBuffer(layout, plan, parts) for plan in layout.buffers]
+        parts = coders.size if self._flat_topology == "scatter_reduce" else 1
+        self._buffers = [
+            ExchangeBuffer(layout, plan, 1 if self._hosts else parts) for plan in layout.buffers
+        ]
+        self._shards = [
+            ExchangeBuffer(layout, shard(layout, plan, inside.size, inside.rank), parts)
+            for plan in layout.buffers
+            if self._hosts and (inside := self._hosts.inside)
+        ]
         self._buffer_of = {i: b for b in self._buffers for i in b.plan.layers}
         self._outgoing = Outgoing()
         self._worker = Worker(f"horovod_qoda-{optimizer}")
@@ -113,7 +131,7 @@ class Exchange:
         self._local_number: int | None = None
         # The worker's thread must not outlive the exchange that nobody holds any more.
         weakref.finalize(self, self._worker.stop)
-        _check_sizes(layout, transport.size, parts)
+        _check_sizes(layout, coders.size, parts, raw=self._hosts is not None)
         self._raw_bytes = sum(x.numel * _ITEMSIZE.get(x.dtype, 4) for x in layout.layers)
 
     @property
@@ -182,12 +200,12 @@ class Exchange:
         tally.wait_s += time.perf_counter() - begin
         if self._topology_of(step.number) != "raw":
             since = self._age(step.number)
-            self.adaptation.follow(self._buffers, since)
+            self.adaptation.follow(self._coded, since)
             self.power_sgd.follow(self._buffers, since)
         if step.histogram is not None:
             self._update(step)
         tally.exchange_s = self._worker.collective_s - tally.exchange_s
-        tally.wire_bytes = self.transport.sent_bytes - tally.wire_bytes
+        tally.wire_bytes = self._sent_bytes() - tally.wire_bytes
         rates = [bits / count for bits, count in tally.coded.values() if count]
         record = ExchangeRecord(
             exchange=step.number,
@@ -233,7 +251,7 @@ class Exchange:
         self._agreed = False
         self._local_number = None
         self.power_sgd.forget()
-        for buffer in self._buffers:
+        for _, buffer in self._memories():
             buffer.previous = buffer.previous_error = None
         anew = ["differences from the previous exchange"] if self.wants_sums else []
         anew += ["PowerSGD's residuals"] if self.power_sgd.parts else []
@@ -248,8 +266,8 @@ class Exchange:
         import torch
 
         vectors = {
-            f"{kind}.{b.plan.index}": torch.from_numpy(array.copy())
-            for b in self._buffers
+            f"{kind}.{name}": torch.from_numpy(array.copy())
+            for name, b in self._memories()
             for kind in _LOCAL
             if (array := getattr(b, kind)) is not None
         }
@@ -270,12 +288,12 @@ class Exchange:
                 f"local state saved by rank {state['rank']} of {state['ranks']}, it cannot be "
                 f"loaded by rank {here[0]} of {here[1]}; without it differences start at zero"
             )
-        for b in self._buffers:
+        for name, b in self._memories():
             for kind in _LOCAL:
-                vector = state["vectors"].get(f"{kind}.{b.plan.index}")
+                vector = state["vectors"].get(f"{kind}.{name}")
                 if vector is not None and kind == "previous" and len(vector) != b.plan.size:
                     raise ValueError(
-                        f"the local state's buffer {b.plan.index} has {len(vector)} coordinates, "
+                        f"the local state's buffer {name} has {len(vector)} coordinates, "
                         f"here it has {b.plan.size}: the model or fusion_mb has changed"
                     )
                 setattr(b, kind, None if vector is None else vector.numpy().copy())
@@ -309,6 +327,8 @@ class Exchange:
         return number - max(self._since, self.settings.warmup_steps)
 
     def _start(self) -> None:
+        if self.topology == "two_level" and self._hosts is None:
+            raise ValueError("topology='two_level' needs to know which ranks share a host")
         step = Step(
             number=self.number,
             optimizer=self._optimizer,
@@ -324,7 +344,7 @@ class Exchange:
         if self._topology_of(self.number) != "raw" and is_update(self._age(self.number)):
             step.histogram = self.adaptation.new_histogram()
         step.tally.exchange_s = self._worker.collective_s
-        step.tally.wire_bytes = self.transport.sent_bytes
+        step.tally.wire_bytes = self._sent_bytes()
         for buffer in self._buffers:
             buffer.start()
         self._jobs = []
@@ -349,13 +369,31 @@ class Exchange:
         low_rank = self.power_sgd.job(step, buffer)
         if low_rank is not None:
             return low_rank
-        flat = {"allgather": allgather, "scatter_reduce": scatter_reduce}[self.topology]
-        return flat(step, buffer)
+        flat = {"allgather": allgather, "scatter_reduce": scatter_reduce}[self._flat_topology]
+        if self._hosts is None:
+            return flat(step, buffer)
+        return two_level(step, buffer, self._shards[buffer.plan.index], self._hosts, flat)
+
+    @property
+    def _coded(self) -> list[ExchangeBuffer]:
+        """What this rank codes: its gradients, or its shards of its host's mean."""
+        return self._shards or self._buffers
+
+    def _memories(self) -> Iterator[tuple[str, ExchangeBuffer]]:
+        """Everything that remembers earlier exchanges, by name."""
+        for buffer in self._buffers:
+            yield str(buffer.plan.index), buffer
+        for buffer in self._shards:
+            yield f"{buffer.plan.index}.shard", buffer
+
+    def _sent_bytes(self) -> int:
+        """Bytes handed to Horovod, without those that stay on this host by two levels."""
+        return self.transport.sent_bytes + (self._hosts.across.sent_bytes if self._hosts else 0)
 
     def _update(self, step: Step) -> None:
         assert step.histogram is not None
         since = self._age(step.number)
-        counts, amounts = self.adaptation.observe(self._buffers, step.histogram, since)
+        counts, amounts = self.adaptation.observe(self._coded, step.histogram, since)
         amounts |= self.power_sgd.observe(since)
         name = self.name + ".update"
         counts, amounts = sum_over_ranks(self.transport, name, counts, amounts)
@@ -372,8 +410,12 @@ class Exchange:
         step.tally.entropy_bits = float(np.mean(rates)) if rates else float("nan")
 
 
-def _check_sizes(layout: Layout, ranks: int, parts: int) -> None:
-    """Raises ValueError where one MPI call would move 2 GiB; a layer is never split."""
+def _check_sizes(layout: Layout, ranks: int, parts: int, raw: bool) -> None:
+    """Raises ValueError where one MPI call would move 2 GiB; a layer is never split.
+
+    Args:
+        raw: buffers travel inside hosts as float32.
+    """
     for buffer in layout.buffers:
         kinds = [layout.types[layout.layers[i].type] for i in buffer.layers]
         sizes = [layout.layers[i].numel for i in buffer.layers]
@@ -381,12 +423,15 @@ def _check_sizes(layout: Layout, ranks: int, parts: int) -> None:
         # PowerSGD's thin matrices are nowhere near.
         rates = [0 if t.low_rank else 32 if t.raw else 1.33 * t.bits for t in kinds]
         each = sum(n * bits / 8 for n, bits in zip(sizes, rates, strict=True))
+        if raw:
+            each, ranks = 4.0 * sum(sizes), parts
         if each * ranks / parts >= _MPI_LIMIT or each >= _MPI_LIMIT:
             largest = layout.layers[buffer.layers[int(np.argmax(sizes))]]
             raise ValueError(
                 f"layer {largest.name!r} ({largest.numel:,} coordinates) would take a call of "
                 f"about {each * ranks / parts / 2**30:.1f} GiB, and MPI moves less than 2: "
-                "use topology='scatter_reduce', fewer bits, or split the layer"
+                + ("" if raw else "use topology='scatter_reduce', fewer bits, or ")
+                + "split the layer"
             )
 
 

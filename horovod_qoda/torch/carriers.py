@@ -14,7 +14,7 @@ from horovod_qoda import layout as layouts
 from horovod_qoda.coding import copy_stats, sum_sq_diff
 from horovod_qoda.exchange import Exchange, ExchangeRecord, Sums
 from horovod_qoda.settings import Settings
-from horovod_qoda.transport import Transport
+from horovod_qoda.transport import Hosts, Transport
 
 Result = tuple[Callable[[], torch.Tensor] | int, Any]
 """What stock ``synchronize()`` takes for a parameter: a handle, or a callable, and a context."""
@@ -81,6 +81,7 @@ class LayerwiseCarrier(Carrier):
     Args:
         scale: 1 for the mean, the number of ranks for the sum.
         aux: gives the scalar that rank 0 sends along.
+        find_hosts: which ranks share hosts, under these settings; a collective call.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class LayerwiseCarrier(Carrier):
         wants_sums: bool,
         sparse_as_dense: bool,
         aux: Callable[[], float] | None,
+        find_hosts: Callable[[Settings], Hosts | None],
     ) -> None:
         self._described = [
             (n, tuple(p.shape), str(p.dtype)) for n, p in zip(names, parameters, strict=True)
@@ -104,6 +106,9 @@ class LayerwiseCarrier(Carrier):
         self._scale = scale
         self._sparse_as_dense = sparse_as_dense
         self._aux = aux
+        self._find_hosts = find_hosts
+        self._hosts: Hosts | None = None
+        self._looked_for = ""
         self._sparse: set[int] = set()
         # Until the first step nobody knows which layers are sparse, nor what state belongs where.
         self._settled = self.agreed = False
@@ -113,7 +118,7 @@ class LayerwiseCarrier(Carrier):
         self.name = self.exchange.name
 
     def settle(self, sparse: np.ndarray) -> None:
-        self.exchange.agree()
+        self._agree()
         if not self._sparse_as_dense:
             mine = sparse.astype(np.uint8)
             gathered = self._transport.allgather(self.name + ".sparse", mine).wait()
@@ -130,7 +135,7 @@ class LayerwiseCarrier(Carrier):
         self.exchange.disagree()
 
     def agree(self) -> None:
-        self.exchange.agree()
+        self._agree()
         self.agreed = True
 
     def disagree(self) -> None:
@@ -223,14 +228,26 @@ class LayerwiseCarrier(Carrier):
         else:
             self._loaded_local = state
 
+    def _agree(self) -> None:
+        self.exchange.agree()
+        if self._looked_for == self._settings.topology:
+            return
+        # Only now is it certain that all ranks look.
+        self._hosts = self._find_hosts(self._settings)
+        self._looked_for = self._settings.topology
+        if self._hosts is not None:
+            self._replace_exchange(self._settings)
+            self.exchange.agree()
+
     def _lay_out(self) -> None:
         dense = [i for i in range(len(self._described)) if i not in self._sparse]
         self._place = {layer: k for k, layer in enumerate(dense)}
         sparse = [self._described[i][0] for i in sorted(self._sparse)]
         layout = layouts.build([self._described[i] for i in dense], self._settings, sparse)
         self.exchange = Exchange(
-            layout, self._settings, self._transport, self._number, self.wants_sums, self._aux
-        )
+            layout, self._settings, self._transport, self._number, self.wants_sums, self._aux,
+            self._hosts,
+        )  # fmt: skip
         self.layout = layout
 
 

@@ -7,6 +7,7 @@ import os
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from horovod_qoda.logs import logger
 from horovod_qoda.settings import Settings
 from horovod_qoda.torch.carriers import Carrier, LayerwiseCarrier, Result, StockCarrier
 from horovod_qoda.torch.gradients import Gradients
+from horovod_qoda.torch.hosts import find_hosts
 from horovod_qoda.transport import HorovodTransport
 
 STATE_KEY = "horovod_qoda"
@@ -59,6 +61,7 @@ def attach(
             names, parameters, settings, transport, number, scale=scale, wants_sums=wants_sums,
             sparse_as_dense=self.sparse_as_dense,
             aux=_weak(self, "last_move_sq") if wants_sums else None,
+            find_hosts=partial(find_hosts, self.process_set, transport),
         )  # fmt: skip
     else:
         send = _weak(self, "_stock_allreduce")
