@@ -1,6 +1,6 @@
 """Coded bits against relative variance of every quantiser, all with the same entropy coder.
 
-    python benchmarks/rate.py [--numel 4194304] [--out FOLDER]
+    python benchmarks/rate.py [--numel 4194304] [--gradients FILE] [--out FOLDER]
 
 Bits are 8 * payload bytes / coordinates, norms, tables and headers included; variance is
 ||decoded - v||^2 / ||v||^2 over all layers. For each level quantiser's points the last column is
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,26 @@ STEPS = [4.0, 2.8, 2.0, 1.4, 1.0, 0.7, 0.5, 0.35, 0.25, 0.18]
 ZERO_SHARE = 0.01
 
 Layers = list[npt.NDArray[np.float32]]
+Sequence = npt.NDArray[np.float32]  # of levels
 Point = tuple[float, float]  # bits, relative variance
+
+# Level quantisers: their sequences, which may depend on the layers, and the fields of a segment.
+LEVEL_QUANTISERS: dict[str, tuple[Callable[[Layers], list[Sequence]], dict[str, int]]] = {
+    "uniform L-inf 512": (
+        lambda _: [uniform(s) for s in (0, 1, 2, 6, 14, 30)],
+        {"quantizer": 2, "bucket": 512},
+    ),
+    "exponential L2 512": (
+        lambda _: [exponential(s) for s in (2, 6, 14)],
+        {"quantizer": 2, "norm": 1, "bucket": 512},
+    ),
+    "max-min 4 bits 512 (CGX)": (lambda _: [uniform(6)], {"quantizer": 3, "bucket": 512}),
+    "QSGD (uniform L2, layer)": (
+        lambda _: [uniform(s) for s in (0, 14, 62, 126)],
+        {"quantizer": 2, "norm": 1, "bucket": 0},
+    ),
+    "ternary L-inf, layer": (lambda _: [ternary()], {"quantizer": 2, "bucket": 0}),
+}
 
 
 def segments_of(layers: Layers, **fields: int) -> npt.NDArray[np.void]:
@@ -95,7 +115,7 @@ def choose(v: npt.NDArray[np.float32], step: float, reconstruction: str) -> int:
     return int((f * (1 - f)).mean() > 1 / 12)
 
 
-def with_levels(layers: Layers, sequences: list, **fields: int) -> list[Point]:
+def with_levels(layers: Layers, sequences: list[Sequence], **fields: int) -> list[Point]:
     values = np.concatenate(layers)
     total = copy_stats(values)[0]
     points = []
@@ -106,21 +126,13 @@ def with_levels(layers: Layers, sequences: list, **fields: int) -> list[Point]:
 
 
 def curves(layers: Layers) -> dict[str, list[Point]]:
-    several = [uniform(s) for s in (0, 1, 2, 6, 14, 30)]
     made = {
         f"{kind}, {'one step' if common else 'rms'}": one_stream(layers, kind, common)
         for common in (False, True)
         for kind in ("auto", "rounded", "dithered")
     }
-    made["uniform L-inf 512"] = with_levels(layers, several, quantizer=2, bucket=512)
-    made["exponential L2 512"] = with_levels(
-        layers, [exponential(s) for s in (2, 6, 14)], quantizer=2, norm=1, bucket=512
-    )
-    made["max-min 4 bits 512 (CGX)"] = with_levels(layers, [uniform(6)], quantizer=3, bucket=512)
-    made["QSGD (uniform L2, layer)"] = with_levels(
-        layers, [uniform(s) for s in (0, 14, 62, 126)], quantizer=2, norm=1, bucket=0
-    )
-    made["ternary L-inf, layer"] = with_levels(layers, [ternary()], quantizer=2, bucket=0)
+    for name, (sequences, fields) in LEVEL_QUANTISERS.items():
+        made[name] = with_levels(layers, sequences(layers), **fields)
     return made
 
 
@@ -169,12 +181,13 @@ def main() -> None:
     )
     parser.add_argument("--numel", type=int, default=1 << 22)
     parser.add_argument("--data", default="gaussian,student,gradients")
+    parser.add_argument("--gradients", type=Path, help="file made by benchmarks/inputs.py")
     parser.add_argument("--out", type=Path, default=Path("runs/rate"))
     parser.add_argument("--per-layer", action="store_true", help="a table for every layer too")
     args = parser.parse_args()
     results = {}
     for data in args.data.split(","):
-        layers = inputs.load(data, args.numel)
+        layers = inputs.load(data, args.numel, args.gradients)
         results[data] = curves(layers)
         table(data, results[data])
         if args.per_layer and len(layers) > 1:
