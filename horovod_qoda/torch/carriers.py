@@ -194,12 +194,12 @@ class LayerwiseCarrier(Carrier):
     def _replace_exchange(self, settings: Settings) -> None:
         before, kept = self.exchange, self._settings
         self._settings = settings
-        self.agreed = False
         try:
             self._lay_out()
         except ValueError:
             self._settings = kept
             raise
+        self.agreed = False
         before.close()
         self.exchange.load_state_dict(before.state_dict())
         # Vectors lie in the buffers in the order of the layers' types.
