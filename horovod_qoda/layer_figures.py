@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from horovod_qoda import coding
+from horovod_qoda.allocation import low_rank_numbers
 from horovod_qoda.coding.payload import RAW
 from horovod_qoda.coding.tables import SCALE, normalize
 
@@ -48,12 +49,17 @@ def measure(exchange: Exchange, wire_bytes: int) -> dict[str, list[float]]:
     - ``wire_bytes``: the layer's share of those given, by bits; both stages are taken to share
       alike.
 
-    A layer that was all zero, or not finite, has 0 bits and error nan. Must be called between the
+    A layer that was all zero, or not finite, has 0 bits and error nan; one that travels by PowerSGD
+    has the bits of its two matrices, and nan for the others. With two levels, samples are of this
+    rank's gradient, while what is coded is its host's mean. Must be called between the
     end of an exchange and the start of the next one, whose gradients overwrite the buffers.
     """
     layers = exchange.layout.layers
     bits, entropy, error = np.full((3, len(layers)), np.nan)
-    for buffer in exchange._buffers:
+    for layer, rank in exchange.routes.power_sgd.ranks.items():
+        shape = layers[layer].shape
+        bits[layer] = 32 * low_rank_numbers(shape, rank) / layers[layer].numel
+    for buffer in exchange.routes.buffers:
         steps = exchange.adaptation.steps(buffer)
         for chunk in buffer.chunks:
             rows = buffer.segments(chunk, steps, exchange.adaptation.reconstruction)

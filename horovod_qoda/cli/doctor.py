@@ -215,6 +215,8 @@ def codec_speed(codec: Codec) -> Iterator[Finding]:
 
 def _between_ranks(report: Report, transport: Any, hvd: Any, quick: bool) -> None:
     from horovod_qoda.cli import speed
+    from horovod_qoda.settings import Settings
+    from horovod_qoda.torch.hosts import find_hosts
 
     # All ranks at once, since that is how they will code; the slowest counts.
     transport.allreduce("horovod_qoda.doctor.begin", _zero()).wait()
@@ -226,14 +228,16 @@ def _between_ranks(report: Report, transport: Any, hvd: Any, quick: bool) -> Non
     machine = speed.machine(slowest, network, transport.size)
     report.measured["ranks"] = transport.size
     report.measured["machine"] = asdict(machine)
+    hosts = find_hosts(hvd.global_process_set, transport, Settings.resolve())
+    picked = automatic(transport.size, hosts)
     seconds: dict[str, float] = {}
     if not quick:
         # About a second for the slowest of the four ways, at most 16 MB.
         size = int(min(16, max(1, network.bandwidth / 2 / 2**20)))
         seconds = speed.exchange(transport, size)
         report.measured["exchange"] = {"megabytes": size, "seconds": seconds}
-        report.add(measured_exchange(size, seconds, transport.size))
-    report.add(verdict(machine, transport.size, seconds))
+        report.add(measured_exchange(size, seconds, picked))
+    report.add(verdict(machine, transport.size, picked, seconds))
 
 
 def network_speed(network: Network, ranks: int) -> Iterator[Finding]:
@@ -244,9 +248,8 @@ def network_speed(network: Network, ranks: int) -> Iterator[Finding]:
     )
 
 
-def measured_exchange(megabytes: int, seconds: dict[str, float], ranks: int) -> Iterator[Finding]:
-    """What one exchange took, and whether `auto` picks the faster topology."""
-    picked = automatic(ranks)
+def measured_exchange(megabytes: int, seconds: dict[str, float], picked: str) -> Iterator[Finding]:
+    """What one exchange took, and whether the picked topology is the faster one."""
     best = min(("allgather", "scatter_reduce"), key=seconds.__getitem__)
     times = ", ".join(f"{name} {1e3 * value:.1f}" for name, value in seconds.items())
     yield Finding("exchange", f"{megabytes} MB of gradients, measured, in ms: {times}")
@@ -260,24 +263,30 @@ def measured_exchange(megabytes: int, seconds: dict[str, float], ranks: int) -> 
         )
 
 
-def automatic(ranks: int) -> str:
-    """The topology that `auto` picks for so many ranks, under the settings in force."""
+def automatic(ranks: int, hosts: Any = None) -> str:
+    """The topology that `auto` picks for so many ranks, under the settings in force.
+
+    Args:
+        hosts: which ranks share hosts, where several do and Horovod may group them.
+    """
     from horovod_qoda.exchange import choose_topology
     from horovod_qoda.settings import Settings
 
-    return choose_topology(Settings.resolve(), ranks)
+    return choose_topology(Settings.resolve(), ranks, hosts)
 
 
-def verdict(machine: cost.Machine, ranks: int, measured: dict[str, float]) -> Iterator[Finding]:
-    """Predicted gain by size with the topology that `auto` picks; whether it pays.
+def verdict(
+    machine: cost.Machine, ranks: int, picked: str, measured: dict[str, float]
+) -> Iterator[Finding]:
+    """Predicted gain by size with the picked topology; whether it pays.
 
     Args:
         measured: seconds of a whole exchange by way, which decide where they are there.
     """
     from horovod_qoda.settings import Settings
 
-    picked = automatic(ranks)
     bits = Settings.resolve().bits
+    # Two levels are predicted as if every rank had a link of its own.
     shown = picked if picked in cost.TOPOLOGIES else "scatter_reduce"
     yield Finding("topology", f"auto picks {picked} for {ranks} ranks")
     gains, gain = [], 0.0

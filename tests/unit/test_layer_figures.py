@@ -86,6 +86,13 @@ def test_every_quantizer_can_be_looked_at(quantizer):
     assert 0 < figures["error"][0] < 10
 
 
+def test_a_layer_by_power_sgd_has_the_bits_of_its_matrices():
+    exchange, record = exchanged(quantizer="powersgd", low_rank=4)
+    figures = layer_figures.measure(exchange, record.wire_bytes)
+    assert figures["bits"][0] == 32 * 4 * (512 + 600) / (512 * 600)
+    assert math.isnan(figures["error"][0]) and figures["wire_bytes"][0] > 0
+
+
 def test_coded_bits_are_entropy_with_a_table_of_their_own_and_more_with_another():
     rng = np.random.default_rng(0)
     counts = np.bincount(rng.normal(128, 3, 100_000).astype(int).clip(1, 255), minlength=256)
