@@ -22,7 +22,7 @@ QUANTIZERS = (
 )  # fmt: skip
 ONE_STREAM_QUANTIZERS = ("auto", "dithered", "rounded")
 NORMS = ("linf", "l2")
-TOPOLOGIES = ("auto", "allgather", "scatter_reduce", "two_level")
+TOPOLOGIES = ("auto", "allgather", "scatter_reduce", "two_level", "measured")
 TYPES = ("kind", "layer", "global")
 CODINGS = ("main", "alternating")
 ALLOCATIONS = ("none", "lgreco")

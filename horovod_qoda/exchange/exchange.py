@@ -5,24 +5,19 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from horovod_qoda.exchange.adaptation import Adaptation, is_update, mean_entropy
-from horovod_qoda.exchange.allgather import allgather
-from horovod_qoda.exchange.allreduce import allreduce
-from horovod_qoda.exchange.buffer import ExchangeBuffer
 from horovod_qoda.exchange.handshake import agree, object_of_root, roll_call
 from horovod_qoda.exchange.observations import sum_over_ranks
-from horovod_qoda.exchange.power_sgd import PowerSGD
 from horovod_qoda.exchange.records import ExchangeRecord
-from horovod_qoda.exchange.scatter_reduce import scatter_reduce
+from horovod_qoda.exchange.routes import Routes
 from horovod_qoda.exchange.step import Outgoing, Step
-from horovod_qoda.exchange.two_level import shard, two_level
-from horovod_qoda.exchange.worker import Job, Steps, Worker
+from horovod_qoda.exchange.worker import Job, Worker
 from horovod_qoda.layout import Layout
 from horovod_qoda.logs import logger
 from horovod_qoda.settings import Settings
@@ -35,11 +30,6 @@ _ADAPTED = (
 )  # fmt: skip
 """Settings that decide what adaptation means."""
 
-_MPI_LIMIT = 2**31
-"""MPI counts are 32-bit: no call may move more bytes to a rank."""
-
-_LOCAL = ("previous", "previous_error", "followed")
-
 _ITEMSIZE = {"torch.float64": 8, "torch.float16": 2, "torch.bfloat16": 2}
 
 
@@ -50,20 +40,6 @@ class Sums:
     sum_sq: float
     sum_sq_diff: float
     aux: float | None
-
-
-def choose_topology(settings: Settings, ranks: int, hosts: Hosts | None = None) -> str:
-    """The topology in force: ``auto`` takes the fewer bytes at equal variance of the mean.
-
-    Two levels where hosts have several ranks and are known. Else all-gather receives K b bits a
-    coordinate, scatter-reduce sends and receives 2 b; the crossover is at K = 2, or 3 at up to 2
-    bits (docs/theory.md section 9).
-    """
-    if settings.topology != "auto":
-        return settings.topology
-    if hosts is not None:
-        return "two_level"
-    return "allgather" if ranks <= (3 if settings.bits <= 2 else 2) else "scatter_reduce"
 
 
 class Exchange:
@@ -96,12 +72,8 @@ class Exchange:
         hosts: Hosts | None = None,
     ) -> None:
         self.layout, self.settings, self.transport = layout, settings, transport
-        self.topology = choose_topology(settings, transport.size, hosts)
-        self._hosts = hosts if self.topology == "two_level" else None
-        # Who codes: every rank, or with two levels every place once on each host.
-        coders = self._hosts.across if self._hosts else transport
-        within = replace(settings, topology="auto") if self.topology == "two_level" else settings
-        self._flat_topology = choose_topology(within, coders.size)
+        self.routes = Routes(layout, settings, transport, hosts)
+        self.topology = self.routes.topology
         self.wants_sums = wants_sums
         self.number = 0
         self._since = 0
@@ -109,18 +81,8 @@ class Exchange:
         self._optimizer = optimizer
         # Seed and optimizer of the random numbers: a run that resumes goes on with its own.
         self._stream = settings.seed | (optimizer & 0xFFF) << 52
-        stages = 2 if self._flat_topology == "scatter_reduce" else 1
-        self.adaptation = Adaptation(layout, stages, settings)
-        self.power_sgd = PowerSGD(layout, settings)
-        parts = coders.size if self._flat_topology == "scatter_reduce" else 1
-        self._buffers = [
-            ExchangeBuffer(layout, plan, 1 if self._hosts else parts) for plan in layout.buffers
-        ]
-        self._shards = [
-            ExchangeBuffer(layout, shard(layout, plan, inside.size, inside.rank), parts)
-            for plan in layout.buffers
-            if self._hosts and (inside := self._hosts.inside)
-        ]
+        self.adaptation = Adaptation(layout, self.routes.stages, settings)
+        self._buffers = self.routes.buffers
         self._buffer_of = {i: b for b in self._buffers for i in b.plan.layers}
         self._outgoing = Outgoing()
         self._worker = Worker(f"horovod_qoda-{optimizer}")
@@ -131,7 +93,6 @@ class Exchange:
         self._local_number: int | None = None
         # The worker's thread must not outlive the exchange that nobody holds any more.
         weakref.finalize(self, self._worker.stop)
-        _check_sizes(layout, coders.size, parts, raw=self._hosts is not None)
         self._raw_bytes = sum(x.numel * _ITEMSIZE.get(x.dtype, 4) for x in layout.layers)
 
     @property
@@ -198,18 +159,20 @@ class Exchange:
             job.wait()
         tally = step.tally
         tally.wait_s += time.perf_counter() - begin
-        if self._topology_of(step.number) != "raw":
-            since = self._age(step.number)
-            self.adaptation.follow(self._coded, since)
-            self.power_sgd.follow(self._buffers, since)
+        age = self._age(step.number)
+        if step.topology != "raw":
+            self.adaptation.follow(self.routes.coded, age)
+            self.routes.power_sgd.follow(self._buffers, age)
         if step.histogram is not None:
             self._update(step)
+        if self.routes.trial is not None:
+            self.routes.trial.note(age, self.transport, self.name)
         tally.exchange_s = self._worker.collective_s - tally.exchange_s
-        tally.wire_bytes = self._sent_bytes() - tally.wire_bytes
+        tally.wire_bytes = self.routes.sent_bytes - tally.wire_bytes
         rates = [bits / count for bits, count in tally.coded.values() if count]
         record = ExchangeRecord(
             exchange=step.number,
-            topology=self._topology_of(step.number),
+            topology=step.topology,
             coordinates=self.layout.quantized,
             raw_bytes=self._raw_bytes,
             payload_bytes=tally.payload_bytes,
@@ -236,7 +199,8 @@ class Exchange:
             "stream": self._stream,
             "settings": self.settings.canonical(),
             "adaptation": self.adaptation.state_dict(),
-            "power_sgd": self.power_sgd.state_dict(),
+            "power_sgd": self.routes.power_sgd.state_dict(),
+            "winner": self.routes.trial.winner if self.routes.trial else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -250,11 +214,9 @@ class Exchange:
         self._adopt(state)
         self._agreed = False
         self._local_number = None
-        self.power_sgd.forget()
-        for _, buffer in self._memories():
-            buffer.previous = buffer.previous_error = None
+        self.routes.forget()
         anew = ["differences from the previous exchange"] if self.wants_sums else []
-        anew += ["PowerSGD's residuals"] if self.power_sgd.parts else []
+        anew += ["PowerSGD's residuals"] if self.routes.power_sgd.parts else []
         if anew and self.number and self.transport.rank == 0:
             logger().info(
                 "compression state loaded; unless load_local_state_dict() follows on every rank, "
@@ -263,19 +225,11 @@ class Exchange:
 
     def local_state_dict(self) -> dict[str, Any]:
         """What differs between ranks, as torch tensors: what QODA's sums and PowerSGD need."""
-        import torch
-
-        vectors = {
-            f"{kind}.{name}": torch.from_numpy(array.copy())
-            for name, b in self._memories()
-            for kind in _LOCAL
-            if (array := getattr(b, kind)) is not None
-        }
         return {
             "exchange": self.number,
             "rank": self.transport.rank,
             "ranks": self.transport.size,
-            "vectors": vectors | self.power_sgd.local_state(),
+            "vectors": self.routes.local_state(),
         }
 
     def load_local_state_dict(self, state: dict[str, Any]) -> None:
@@ -288,16 +242,7 @@ class Exchange:
                 f"local state saved by rank {state['rank']} of {state['ranks']}, it cannot be "
                 f"loaded by rank {here[0]} of {here[1]}; without it differences start at zero"
             )
-        for name, b in self._memories():
-            for kind in _LOCAL:
-                vector = state["vectors"].get(f"{kind}.{name}")
-                if vector is not None and kind == "previous" and len(vector) != b.plan.size:
-                    raise ValueError(
-                        f"the local state's buffer {name} has {len(vector)} coordinates, "
-                        f"here it has {b.plan.size}: the model or fusion_mb has changed"
-                    )
-                setattr(b, kind, None if vector is None else vector.numpy().copy())
-        self.power_sgd.load_local_state(state["vectors"])
+        self.routes.load_local_state(state["vectors"])
         self._local_number = int(state["exchange"])
 
     def close(self) -> None:
@@ -314,23 +259,21 @@ class Exchange:
             self._since = int(state["exchange"])
         else:
             self.adaptation.load_state_dict(state["adaptation"])
-            self.power_sgd.load_state_dict(state["power_sgd"])
+            self.routes.power_sgd.load_state_dict(state["power_sgd"])
+            if self.routes.trial is not None:
+                self.routes.trial.winner = state["winner"]
             self._since = int(state["since"])
         self.number = int(state["exchange"])
         self._stream = int(state["stream"])
-
-    def _topology_of(self, number: int) -> str:
-        return "raw" if number < self.settings.warmup_steps else self.topology
 
     def _age(self, number: int) -> int:
         """Exchanges since adaptation began, which is what its schedule counts."""
         return number - max(self._since, self.settings.warmup_steps)
 
     def _start(self) -> None:
-        if self.topology == "two_level" and self._hosts is None:
-            raise ValueError("topology='two_level' needs to know which ranks share a host")
         step = Step(
             number=self.number,
+            topology=self.routes.topology_of(self.number, self._age(self.number)),
             optimizer=self._optimizer,
             key=self._stream,
             layout=self.layout,
@@ -341,10 +284,10 @@ class Exchange:
             wants_sums=self.wants_sums,
             aux=self._aux() if self._aux is not None else 0.0,
         )
-        if self._topology_of(self.number) != "raw" and is_update(self._age(self.number)):
+        if step.topology != "raw" and is_update(self._age(self.number)):
             step.histogram = self.adaptation.new_histogram()
         step.tally.exchange_s = self._worker.collective_s
-        step.tally.wire_bytes = self._sent_bytes()
+        step.tally.wire_bytes = self.routes.sent_bytes
         for buffer in self._buffers:
             buffer.start()
         self._jobs = []
@@ -358,81 +301,28 @@ class Exchange:
             buffer = self._buffers[len(self._jobs)]
             what = f"exchange {step.number} of {self.name}, {self.layout.summary(buffer.plan)}"
             job = self._worker.submit(
-                _timed(self._job(step, buffer), step), self.transport.rank, what
+                _timed(self.routes.job(step, buffer), step), self.transport.rank, what
             )
             self._jobs.append(job)
-
-    def _job(self, step: Step, buffer: ExchangeBuffer) -> Steps:
-        """The job that exchanges one buffer."""
-        if self._topology_of(step.number) == "raw":
-            return allreduce(step, buffer)
-        low_rank = self.power_sgd.job(step, buffer)
-        if low_rank is not None:
-            return low_rank
-        flat = {"allgather": allgather, "scatter_reduce": scatter_reduce}[self._flat_topology]
-        if self._hosts is None:
-            return flat(step, buffer)
-        return two_level(step, buffer, self._shards[buffer.plan.index], self._hosts, flat)
-
-    @property
-    def _coded(self) -> list[ExchangeBuffer]:
-        """What this rank codes: its gradients, or its shards of its host's mean."""
-        return self._shards or self._buffers
-
-    def _memories(self) -> Iterator[tuple[str, ExchangeBuffer]]:
-        """Everything that remembers earlier exchanges, by name."""
-        for buffer in self._buffers:
-            yield str(buffer.plan.index), buffer
-        for buffer in self._shards:
-            yield f"{buffer.plan.index}.shard", buffer
-
-    def _sent_bytes(self) -> int:
-        """Bytes handed to Horovod, without those that stay on this host by two levels."""
-        return self.transport.sent_bytes + (self._hosts.across.sent_bytes if self._hosts else 0)
 
     def _update(self, step: Step) -> None:
         assert step.histogram is not None
         since = self._age(step.number)
-        counts, amounts = self.adaptation.observe(self._coded, step.histogram, since)
-        amounts |= self.power_sgd.observe(since)
+        counts, amounts = self.adaptation.observe(self.routes.coded, step.histogram, since)
+        amounts |= self.routes.power_sgd.observe(since)
         name = self.name + ".update"
         counts, amounts = sum_over_ranks(self.transport, name, counts, amounts)
         if self.transport.rank == 0:
             self.adaptation.update(counts, amounts)
-            self.power_sgd.allocate(amounts)
-        state = [self.adaptation.state_dict(), self.power_sgd.state_dict()]
+            self.routes.power_sgd.allocate(amounts)
+        state = [self.adaptation.state_dict(), self.routes.power_sgd.state_dict()]
         state = object_of_root(self.transport, self.name + ".update.state", state)
         if self.transport.rank:
             self.adaptation.load_state_dict(state[0])
-            self.power_sgd.load_state_dict(state[1])
+            self.routes.power_sgd.load_state_dict(state[1])
         self._outgoing.refit()
         rates = [mean_entropy(stage) for stage in step.histogram if stage.any()]
         step.tally.entropy_bits = float(np.mean(rates)) if rates else float("nan")
-
-
-def _check_sizes(layout: Layout, ranks: int, parts: int, raw: bool) -> None:
-    """Raises ValueError where one MPI call would move 2 GiB; a layer is never split.
-
-    Args:
-        raw: buffers travel inside hosts as float32.
-    """
-    for buffer in layout.buffers:
-        kinds = [layout.types[layout.layers[i].type] for i in buffer.layers]
-        sizes = [layout.layers[i].numel for i in buffer.layers]
-        # A third more than the rate, for layers that code worse than the mean.
-        # PowerSGD's thin matrices are nowhere near.
-        rates = [0 if t.low_rank else 32 if t.raw else 1.33 * t.bits for t in kinds]
-        each = sum(n * bits / 8 for n, bits in zip(sizes, rates, strict=True))
-        if raw:
-            each, ranks = 4.0 * sum(sizes), parts
-        if each * ranks / parts >= _MPI_LIMIT or each >= _MPI_LIMIT:
-            largest = layout.layers[buffer.layers[int(np.argmax(sizes))]]
-            raise ValueError(
-                f"layer {largest.name!r} ({largest.numel:,} coordinates) would take a call of "
-                f"about {each * ranks / parts / 2**30:.1f} GiB, and MPI moves less than 2: "
-                + ("" if raw else "use topology='scatter_reduce', fewer bits, or ")
-                + "split the layer"
-            )
 
 
 def _timed(steps: Any, step: Step) -> Any:

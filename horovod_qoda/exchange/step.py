@@ -65,6 +65,8 @@ class Step:
     """What the jobs of one exchange share. Written by the worker thread only."""
 
     number: int
+    topology: str
+    """How this exchange travels, as records name it."""
     optimizer: int
     key: int
     layout: Layout

@@ -24,13 +24,13 @@ def find_hosts(process_set: Any, transport: Transport, settings: Settings) -> Ho
     Args:
         process_set: the optimizer's.
         transport: the same ranks'.
-        settings: ``topology`` "two_level" wants them; "auto" takes them where several hosts have
-            several ranks each and Horovod may make process sets.
+        settings: ``topology`` "two_level" wants them; "auto" and "measured" take them where
+            several hosts have several ranks each and Horovod may make process sets.
 
     Raises:
         ValueError: ``topology="two_level"`` is not possible here; says why.
     """
-    if settings.topology not in ("auto", "two_level"):
+    if settings.topology not in ("auto", "measured", "two_level"):
         return None
     try:
         return _hosts(process_set, transport)

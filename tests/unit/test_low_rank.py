@@ -7,51 +7,48 @@ import pytest
 import torch
 
 from horovod_qoda.exchange import Exchange
-from horovod_qoda.exchange.adaptation import Adaptation
-from horovod_qoda.exchange.buffer import ExchangeBuffer
-from horovod_qoda.exchange.low_rank import LowRank, low_rank, matrix
+from horovod_qoda.exchange.low_rank import LowRank, matrix
 from horovod_qoda.exchange.low_rank_options import candidates, choose, tails
-from horovod_qoda.exchange.step import Outgoing, Step
-from horovod_qoda.exchange.worker import Worker
 from horovod_qoda.layout import build
 from horovod_qoda.settings import Settings
 from horovod_qoda.transport import local_transports
 from tests.threads import in_threads
 
-SHAPES = [(60, 40), (30, 4, 5, 2), (7, 90)]
-LAYOUT = build([(f"w{i}", s, "torch.float32") for i, s in enumerate(SHAPES)], Settings(min_numel=1))
+SHAPES = [(60, 40), (30, 4, 5, 2), (20, 180)]
+
+
+def settings_of(ranks):
+    return Settings(min_numel=1, rules={f"w{i}": {"low_rank": r} for i, r in enumerate(ranks)})
+
+
+def layout_of(settings):
+    return build([(f"w{i}", s, "torch.float32") for i, s in enumerate(SHAPES)], settings)
+
+
+(PLAN,) = layout_of(settings_of((4, 4, 4))).buffers
+MATRICES = [matrix(i, f"w{i}", s) for i, s in enumerate(SHAPES)]
 
 
 class Node:
-    """One rank: its buffer, its PowerSGD state, and exchanges of one buffer."""
+    """One rank of an exchange in which every layer is approximated."""
 
     def __init__(self, transport, ranks=(4, 4, 4), wants_sums=False):
-        (plan,) = LAYOUT.buffers
-        self.transport, self.number, self.wants_sums = transport, 0, wants_sums
-        self.buffer = ExchangeBuffer(LAYOUT, plan, 1)
-        matrices = [matrix(i, f"w{i}", SHAPES[i]) for i in plan.layers]
-        self.state = LowRank(plan, matrices, dict(enumerate(ranks)), seed=3)
-        self.worker = Worker("test")
-        self.tally = None
+        settings = settings_of(ranks)
+        self.transport = transport
+        self.inner = Exchange(layout_of(settings), settings, transport, 0, wants_sums)
+        self.inner.agree()
+        (self.state,) = self.inner.routes.power_sgd.parts.values()
 
     def exchange(self, gradients):
         """Means of flat float32 gradients, one a layer."""
         for layer, gradient in enumerate(gradients):
-            self.buffer.span(layer)[:] = gradient
-            self.buffer.finite[layer] = np.isfinite(gradient).all()
-        step = Step(
-            number=self.number, optimizer=0, key=0, layout=LAYOUT, transport=self.transport,
-            adaptation=Adaptation(LAYOUT, 1), outgoing=Outgoing(), threads=1,
-            wants_sums=self.wants_sums,
-        )  # fmt: skip
-        self.worker.submit(low_rank(step, self.buffer, self.state)).wait()
-        self.number += 1
-        self.tally, self.sums = step.tally, step.sums
-        return [self.buffer.span(i, "mean").copy() for i in range(len(SHAPES))]
+            self.inner.put(layer, torch.from_numpy(gradient).view(SHAPES[layer]))
+        means = [self.inner.mean(i).copy() for i in range(len(SHAPES))]
+        self.record, self.sums = self.inner.finish()
+        return means
 
     def residuals(self):
-        by_layer = {m.layer: self.state.view(m, self.state.residual) for m in self.state.matrices}
-        return [by_layer[i].ravel().copy() for i in range(len(SHAPES))]
+        return [self.state.view(m, self.state.residual).ravel().copy() for m in MATRICES]
 
 
 def of_rank(rng, rank):
@@ -70,7 +67,7 @@ def run(size, body, **options):
         try:
             return body(node, transport.rank)
         finally:
-            node.worker.stop()
+            node.inner.close()
 
     return in_threads(local_transports(size), rank)
 
@@ -135,7 +132,7 @@ def test_means_are_the_same_bits_on_all_ranks_and_every_rank_sends_as_much_as_co
         out = []
         for step in range(5):
             out += node.exchange(of_rank(np.random.default_rng([seed, rank, step]), 9))
-        return out, node.tally.payload_bytes, {k: q.copy() for k, q in node.state.warm.items()}
+        return out, node.record.payload_bytes, {k: q.copy() for k, q in node.state.warm.items()}
 
     first, *others = run(size, body, ranks=(1, 5, 7))
     sent = 4 * sum(r * (s[0] + np.prod(s[1:])) for r, s in zip((1, 5, 7), SHAPES, strict=True))
@@ -223,7 +220,7 @@ def test_sums_over_nodes_are_those_of_what_each_contributed():
             node.exchange(gradients(rank, step))
             after = np.concatenate(node.residuals())
             sent.append(np.concatenate(gradients(rank, step)) + before - after)
-            sums.append(node.sums[0, 0])
+            sums.append((node.sums.sum_sq, node.sums.sum_sq_diff))
         return sent, sums
 
     results = run(size, body, wants_sums=True)
@@ -246,16 +243,18 @@ def test_a_run_that_resumes_goes_on_with_the_same_bits():
     def body(node, rank):
         for step in range(3):
             node.exchange(gradients(rank, step))
-        saved = {name: array.copy() for name, array in node.state.state().items()}
+        saved, local = node.inner.state_dict(), node.inner.local_state_dict()
         straight = [node.exchange(gradients(rank, step)) for step in (3, 4)]
         other = Node(node.transport)
-        other.number = 3
-        other.state.load(saved)
+        other.inner.load_state_dict(saved)
+        other.inner.load_local_state_dict(local)
+        other.inner.agree()
         resumed = [other.exchange(gradients(rank, step)) for step in (3, 4)]
-        other.worker.stop()
+        other.inner.close()
         without = Node(node.transport)
+        without.inner.load_state_dict(saved)
         anew = without.exchange(gradients(rank, 3))
-        without.worker.stop()
+        without.inner.close()
         return straight, resumed, anew
 
     for straight, resumed, anew in run(2, body):
@@ -265,32 +264,33 @@ def test_a_run_that_resumes_goes_on_with_the_same_bits():
 
 
 def test_ranks_change_without_losing_what_was_learned():
-    (plan,) = LAYOUT.buffers
-    matrices = [matrix(i, f"w{i}", SHAPES[i]) for i in plan.layers]
-    state = LowRank(plan, matrices, {0: 4, 1: 4, 2: 4}, seed=0)
-    again = LowRank(plan, matrices, {0: 4, 1: 4, 2: 4}, seed=0)
-    q = state.warm[0].copy()
-    assert q.tobytes() == again.warm[0].tobytes() and q.shape == (40, 4)
-    assert q.tobytes() != LowRank(plan, matrices, {0: 4, 1: 4, 2: 4}, seed=1).warm[0].tobytes()
+    state, again = (LowRank(PLAN, MATRICES, {0: 4, 1: 4, 2: 4}, seed=0) for _ in range(2))
+    first = state.start(MATRICES[0])
+    assert first.tobytes() == again.start(MATRICES[0]).tobytes() and first.shape == (40, 4)
+    other = LowRank(PLAN, MATRICES, {0: 4, 1: 4, 2: 4}, seed=1).start(MATRICES[0])
+    assert first.tobytes() != other.tobytes()
+    learned = np.random.default_rng(0).standard_normal((40, 4)).astype(np.float32)
+    state.renew(MATRICES[0], learned.copy(), 0)
     state.set_ranks({0: 6, 1: 2, 2: 4})
-    assert state.warm[0].shape == (40, 6) and state.warm[1].shape == (40, 2)
-    assert (state.warm[0][:, :4] == q).all()
-    assert np.linalg.matrix_rank(state.warm[0]) == 6
+    assert (state.start(MATRICES[0])[:, :4] == learned).all()
+    assert np.linalg.matrix_rank(state.start(MATRICES[0])) == 6
+    assert state.start(MATRICES[1]).shape == (40, 2)
     again.load(state.state())
-    assert again.ranks == {0: 6, 1: 2, 2: 4}
-    with pytest.raises(ValueError, match="'w1': Q was saved as None"):
-        again.load({k: v for k, v in state.state().items() if k != "warm.1"})
+    # What was saved, at the ranks in force here.
+    assert again.ranks == {0: 4, 1: 4, 2: 4} and (again.start(MATRICES[0]) == learned).all()
+    with pytest.raises(ValueError, match="'w0': Q was saved as \\(39, 4\\)"):
+        again.load({**state.state(), "warm.0": learned[:39]})
+    with pytest.raises(ValueError, match="the residual has 5 coordinates"):
+        again.load({**state.state(), "residual": np.zeros(5, np.float32)})
     state.residual += 1
     state.forget()
-    assert not state.residual.any() and state.ranks == {0: 6, 1: 2, 2: 4}
+    assert not state.residual.any() and (state.start(MATRICES[0])[:, :4] == first).all()
 
 
-@pytest.mark.parametrize("rank", [0, 8, 91])
+@pytest.mark.parametrize("rank", [0, 21, 181])
 def test_an_impossible_rank_names_the_layer(rank):
-    (plan,) = LAYOUT.buffers
-    matrices = [matrix(i, f"w{i}", SHAPES[i]) for i in plan.layers]
-    with pytest.raises(ValueError, match="'w2' is a 7 x 90 matrix.*from 1 to 7"):
-        LowRank(plan, matrices, {0: 4, 1: 4, 2: rank}, seed=0)
+    with pytest.raises(ValueError, match="'w2' is a 20 x 180 matrix.*from 1 to 20"):
+        LowRank(PLAN, MATRICES, {0: 4, 1: 4, 2: rank}, seed=0)
 
 
 def test_candidates_reach_from_a_quarter_to_four_times_and_always_compress():
@@ -454,7 +454,7 @@ def test_an_exchange_that_resumes_goes_on_with_the_same_bits(allocation):
         other.agree()
         resumed = [exchange_all(other, gradients_of(transport.rank, s))[0] for s in rest]
         other.close()
-        return straight, resumed, exchange.power_sgd.ranks, record
+        return straight, resumed, exchange.routes.power_sgd.ranks, record
 
     (straight, resumed, ranks, record), second = with_exchanges(size, settings, body)
     assert ranks == second[2]
@@ -469,6 +469,31 @@ def test_an_exchange_that_resumes_goes_on_with_the_same_bits(allocation):
     assert (ranks == {0: 4, 1: 4}) == (allocation == "none"), ranks
 
 
+def test_other_ranks_during_training_keep_the_residual():
+    """As set_compression() does it: a new exchange takes the old one's state."""
+    size = 2
+
+    def body(exchange, transport):
+        for step in range(3):
+            exchange_all(exchange, gradients_of(transport.rank, step))
+        other = new_exchange(Settings(quantizer="powersgd", low_rank=6), transport)
+        other.load_state_dict(exchange.state_dict())
+        other.load_local_state_dict(exchange.local_state_dict())
+        other.agree()
+        (before,), (after,) = (
+            exchange.routes.power_sgd.parts.values(),
+            other.routes.power_sgd.parts.values(),
+        )
+        same = (before.residual == after.residual).all() and before.residual.any()
+        _, record, _ = exchange_all(other, gradients_of(transport.rank, 3))
+        other.close()
+        return same, other.routes.power_sgd.ranks, record.payload_bytes
+
+    for same, ranks, sent in with_exchanges(size, Settings(quantizer="powersgd"), body):
+        assert same and ranks == {0: 6, 1: 6}
+        assert sent > 4 * 6 * (600 + 64 + 96 + 64)
+
+
 def test_warm_starts_that_differ_between_ranks_still_give_one_mean():
     settings = Settings(quantizer="powersgd")
 
@@ -476,7 +501,7 @@ def test_warm_starts_that_differ_between_ranks_still_give_one_mean():
         for step in range(3):
             exchange_all(exchange, gradients_of(transport.rank, step))
         if transport.rank == 1:
-            exchange.power_sgd.forget()
+            exchange.routes.power_sgd.forget()
         return exchange_all(exchange, gradients_of(transport.rank, 3))[0]
 
     first, second = with_exchanges(2, settings, body)
