@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,8 @@ import numpy as np
 
 from horovod_qoda.layout import Layout, describe, first_difference
 from horovod_qoda.settings import Settings
-from horovod_qoda.transport import Transport
+from horovod_qoda.transport import POLL_S, Handle, Transport
+from horovod_qoda.waiting import Waiting
 
 CALL = b"horovod_qoda: a rank asks for a handshake"
 """What a rank sends, behind a length as payloads do, before ranks agree (again)."""
@@ -38,8 +40,9 @@ def roll_call(transport: Transport, name: str) -> None:
     """Do all ranks want a handshake? Asked under the name of an exchange's first collective.
 
     Settings may change and state may be loaded during training. A rank where that was forgotten
-    goes on with its next exchange; under one name it receives this call instead of payloads, and
-    both sides end with an error instead of waiting for each other.
+    goes on with its next exchange; under its name it receives this call instead of payloads, or a
+    sum of another shape, and both sides end with an error instead of waiting for each other.
+    Horovod tells collectives apart by kind and name, so the call goes out as each kind.
 
     Raises:
         MismatchError: this rank changed something and another did not.
@@ -47,11 +50,30 @@ def roll_call(transport: Transport, name: str) -> None:
     mine = np.zeros(_CALL_BYTES, np.uint8)
     mine[:8] = np.frombuffer(_CALL_BYTES.to_bytes(8, "little"), np.uint8)
     mine[8 : 8 + len(CALL)] = np.frombuffer(CALL, np.uint8)
+    everyone, count = np.tile(mine, transport.size), transport.size
+    expected = [
+        (transport.allgather(name, mine), everyone),
+        (transport.alltoall(name, everyone, np.full(count, _CALL_BYTES, np.int32)), everyone),
+        (transport.allreduce(name, np.ones(1, np.float32)), np.full(1, count, np.float32)),
+    ]
+    with Waiting(transport.rank, f"the other ranks' handshake ({name})") as waiting:
+        while expected:
+            here = [x for x in expected if x[0].done()]
+            for handle, want in here:
+                _check_call(handle, want)
+            expected = [x for x in expected if all(x is not y for y in here)]
+            if not here:
+                time.sleep(POLL_S)
+                waiting.check()
+
+
+def _check_call(handle: Handle, want: np.ndarray) -> None:
     try:
-        received = transport.allgather(name, mine).wait()
-    except RuntimeError as e:  # Horovod's, where another rank calls another collective
+        result = handle.result()
+    except RuntimeError as e:  # Horovod's, where another rank sums its gradients
         raise MismatchError(f"{NOT_EVERYWHERE}, or a rank has ended: {e}") from e
-    if not np.array_equal(received, np.tile(mine, transport.size)):
+    received = result[0] if isinstance(result, tuple) else result
+    if not np.array_equal(received, want):
         raise MismatchError(NOT_EVERYWHERE)
 
 

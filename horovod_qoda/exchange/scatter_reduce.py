@@ -50,6 +50,9 @@ def scatter_reduce(step: Step, buffer: ExchangeBuffer) -> Steps:
     outgoing = np.zeros(0, np.uint8)
     if mine:
         outgoing = _reduce(step, buffer, mine[0], rows[mine[0].index], received)
+    elif len(received):
+        for _ in split_frames(received):  # explains itself where it is a handshake
+            raise PayloadError(f"rank {step.transport.rank} owns no chunk and received a payload")
     received = yield step.transport.allgather(step.name(index, 1), outgoing)
 
     parts = list(split_frames(received))

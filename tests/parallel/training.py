@@ -242,22 +242,32 @@ def compression_changes_differently():
     train(model, optimizer)
 
 
-def compression_changes_on_one_rank():
+def compression_changes_on_one_rank(topology, warmup_steps=0):
     """set_compression() forgotten on a rank: all ranks end with an error, none waits."""
-    for topology in ("allgather", "scatter_reduce"):
-        model, _ = players()
-        optimizer = wrap(
-            model, compression=hvd.Compression.layerwise(min_numel=64, topology=topology)
-        )
-        train(model, optimizer)
-        if hvd.rank() == 0:
-            optimizer.set_compression(bits=5)
-        try:
-            train(model, optimizer, 1)
-        except (hvd.MismatchError, hvd.PayloadError, hvd.HorovodInternalError) as e:
-            assert "set_compression()" in str(e) or "Mismatched" in str(e), str(e)
-        else:
-            raise AssertionError("went unnoticed")
+    model, _ = players()
+    settings = {"min_numel": 64, "topology": topology, "warmup_steps": warmup_steps}
+    optimizer = wrap(model, compression=hvd.Compression.layerwise(**settings))
+    train(model, optimizer)
+    if hvd.rank() == 0:
+        optimizer.set_compression(bits=5)
+    try:
+        train(model, optimizer, 1)
+    except (hvd.MismatchError, hvd.PayloadError, hvd.HorovodInternalError) as e:
+        assert "set_compression()" in str(e) or "Mismatched" in str(e), str(e)
+    else:
+        raise AssertionError("went unnoticed")
+
+
+def forgotten_with_allgather():
+    compression_changes_on_one_rank("allgather")
+
+
+def forgotten_with_scatter_reduce():
+    compression_changes_on_one_rank("scatter_reduce")
+
+
+def forgotten_while_warming_up():
+    compression_changes_on_one_rank("allgather", warmup_steps=100)
 
 
 def load_on_rank_0_after_steps():
