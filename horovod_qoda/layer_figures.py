@@ -13,7 +13,7 @@ import numpy as np
 
 from horovod_qoda import coding
 from horovod_qoda.allocation import low_rank_numbers
-from horovod_qoda.coding.payload import RAW
+from horovod_qoda.coding.payload import MAXMIN, RAW
 from horovod_qoda.coding.tables import SCALE, normalize
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ def _layer(
     own = counts[-1]
     table = None if book is None else book.tables[int(row["type"])]
     side = 32.0 / int(row["bucket"]) if row["bucket"] else 0.0
+    side *= 2 if row["quantizer"] == MAXMIN else 1
     return coded_bits(own, table) + side, coding.entropy(own), wrong
 
 
