@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from horovod_qoda.exchange import ExchangeRecord, Sums, agree_on_parameters
+from horovod_qoda.exchange import ExchangeRecord, MismatchError, Sums, agree_on_parameters
 from horovod_qoda.logs import logger
 from horovod_qoda.torch.carriers import Carrier, LayerwiseCarrier, Result
 from horovod_qoda.torch.overlap import OverlapError, OverlapRule
@@ -145,11 +145,16 @@ class Gradients:
         sparse = np.array([p.grad is not None and p.grad.is_sparse for p in self.parameters])
         self.carrier.settle(sparse)
         if isinstance(self.carrier, LayerwiseCarrier):
-            self._compare(
-                self.names,
-                self.parameters,
-                "call hvd.broadcast_parameters(model.state_dict(), root_rank=0) before training",
-            )
+            try:
+                self._compare(
+                    self.names,
+                    self.parameters,
+                    "call hvd.broadcast_parameters(model.state_dict(), root_rank=0) first",
+                )
+            except MismatchError as e:
+                # Stock Horovod does not look, and scripts exist that broadcast later.
+                if self.transport.rank == 0:
+                    logger().warning(f"REPLICAS DIFFER AT THE FIRST STEP: {e}")
 
     def _compare(self, names: list[str], parameters: list[torch.Tensor], remedy: str) -> None:
         hashes = hash_parameters(parameters)
