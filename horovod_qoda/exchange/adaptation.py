@@ -47,6 +47,9 @@ _PROBE = 0.5
 SLOPES = (0.2, 1.2)
 """Limits of that answer: a sample must not turn a small error into a wild change."""
 
+PAID = (0.9, 1.1)
+"""Limits of coded bits over entropy: a tiny model's headers must not be taken out of its bits."""
+
 MAX_CHANGE = 1.0
 """Largest change of log2 of a step factor at one update: one odd gradient must not throw it."""
 
@@ -133,14 +136,21 @@ class Adaptation:
             options.follow(self._layout, buffers, anew=ahead == AVERAGED - 1)
 
     def observe(
-        self, buffers: list[ExchangeBuffer], symbols: np.ndarray, exchange: int
+        self, buffers: list[ExchangeBuffer], symbols: np.ndarray, coded: np.ndarray, exchange: int
     ) -> tuple[Arrays, Arrays]:
         """What this rank contributes to an update: integer counts, and amounts.
 
         Args:
             symbols: counts of coded symbols, int64 [stages, types, 256].
+            coded: payload bits since the last update and the coordinates they stand for, int64
+                [stages, 2].
         """
-        counts = {"symbols": symbols, "seen": self.look(buffers), "slopes": self.slopes(buffers)}
+        counts = {
+            "symbols": symbols,
+            "coded": coded,
+            "seen": self.look(buffers),
+            "slopes": self.slopes(buffers),
+        }
         amounts = histograms(self._layout, buffers)
         if self._allocates and is_allocation(exchange):
             factors = np.append(self.factors, 0.0)[self._rate_of_type]
@@ -194,7 +204,7 @@ class Adaptation:
         symbols = counts["symbols"]
         if "rates" in amounts:
             self._allocate(amounts)
-        self._steer(symbols, counts["slopes"])
+        self._steer(symbols, counts["coded"], counts["slopes"])
         count, zeros, rounding = counts["seen"].T
         known = self._free & (count > 0)
         dither = (rounding / 2**20 > count / 12) & (zeros < ZERO_SHARE * count)
@@ -241,8 +251,16 @@ class Adaptation:
                     bits[type] = self.bits[layer]
         return bits
 
-    def _steer(self, symbols: np.ndarray, slopes: np.ndarray) -> None:
-        """Moves the factors so that the mean rate becomes what was asked for."""
+    def _steer(self, symbols: np.ndarray, coded: np.ndarray, slopes: np.ndarray) -> None:
+        """Moves the factors so that the mean rate becomes what was asked for.
+
+        Symbols tell the rates apart, payloads say what they come to: headers and tables add to the
+        entropy, and tables of a payload's own can go below what is pooled over ranks and layers.
+        """
+        quantized = [i for i, t in enumerate(self._layout.types) if not t.raw]
+        pooled = [mean_entropy(stage[quantized]) for stage in symbols[: self._stages]]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            paid = np.clip(coded[: self._stages, 0] / coded[: self._stages, 1] / pooled, *PAID)
         numel = np.array([x.numel for x in self._layout.layers], np.float64)
         for group, bits in enumerate(self._rates):
             types = np.flatnonzero(self._rate_of_type == group)
@@ -252,7 +270,7 @@ class Adaptation:
                 # One table for all types does not tell their rates apart.
                 rates = [sampled / weight if weight else np.nan]
             else:
-                rates = [mean_entropy(symbols[s, types]) for s in range(self._stages)]
+                rates = [paid[s] * mean_entropy(symbols[s, types]) for s in range(self._stages)]
             if np.isfinite(rates).all() and numel[members].any():
                 # Allocation keeps the error of the own rates, not the rate.
                 wanted = bits * np.average(self.saved[members], weights=numel[members])

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from horovod_qoda.exchange.adaptation import Adaptation, is_update, mean_entropy
+from horovod_qoda.exchange.adaptation import STAGES, Adaptation, is_update, mean_entropy
 from horovod_qoda.exchange.handshake import agree, object_of_root, roll_call
 from horovod_qoda.exchange.observations import sum_over_ranks
 from horovod_qoda.exchange.records import ExchangeRecord
@@ -89,6 +89,9 @@ class Exchange:
         self._lock = threading.Lock()
         self._step: Step | None = None
         self._jobs: list[Job] = []
+        # Payload bits and coordinates of each stage since the last update: one exchange's rate is
+        # too noisy to steer by.
+        self._coded = np.zeros((STAGES, 2), np.int64)
         self._agreed = False
         self._local_number: int | None = None
         # The worker's thread must not outlive the exchange that nobody holds any more.
@@ -163,6 +166,8 @@ class Exchange:
         if step.topology != "raw":
             self.adaptation.follow(self.routes.coded, age)
             self.routes.power_sgd.follow(self._buffers, age)
+        for stage, (bits, count) in step.tally.coded.items():
+            self._coded[stage] += bits, count
         if step.histogram is not None:
             self._update(step)
         if self.routes.trial is not None:
@@ -215,6 +220,7 @@ class Exchange:
         self._agreed = False
         self._local_number = None
         self.routes.forget()
+        self._coded = np.zeros_like(self._coded)
         anew = ["differences from the previous exchange"] if self.wants_sums else []
         anew += ["PowerSGD's residuals"] if self.routes.power_sgd.parts else []
         if anew and self.number and self.transport.rank == 0:
@@ -229,6 +235,7 @@ class Exchange:
             "exchange": self.number,
             "rank": self.transport.rank,
             "ranks": self.transport.size,
+            "coded": self._coded.tolist(),
             "vectors": self.routes.local_state(),
         }
 
@@ -243,6 +250,7 @@ class Exchange:
                 f"loaded by rank {here[0]} of {here[1]}; without it differences start at zero"
             )
         self.routes.load_local_state(state["vectors"])
+        self._coded = np.array(state["coded"], np.int64)
         self._local_number = int(state["exchange"])
 
     def close(self) -> None:
@@ -308,7 +316,8 @@ class Exchange:
     def _update(self, step: Step) -> None:
         assert step.histogram is not None
         since = self._age(step.number)
-        counts, amounts = self.adaptation.observe(self.routes.coded, step.histogram, since)
+        coded, self._coded = self._coded, np.zeros_like(self._coded)
+        counts, amounts = self.adaptation.observe(self.routes.coded, step.histogram, coded, since)
         amounts |= self.routes.power_sgd.observe(since)
         name = self.name + ".update"
         counts, amounts = sum_over_ranks(self.transport, name, counts, amounts)

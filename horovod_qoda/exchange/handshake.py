@@ -51,7 +51,7 @@ def roll_call(transport: Transport, name: str) -> None:
     mine[:8] = np.frombuffer(_CALL_BYTES.to_bytes(8, "little"), np.uint8)
     mine[8 : 8 + len(CALL)] = np.frombuffer(CALL, np.uint8)
     everyone, count = np.tile(mine, transport.size), transport.size
-    expected = [
+    expected: list[tuple[Handle, np.ndarray]] = [
         (transport.allgather(name, mine), everyone),
         (transport.alltoall(name, everyone, np.full(count, _CALL_BYTES, np.int32)), everyone),
         (transport.allreduce(name, np.ones(1, np.float32)), np.full(1, count, np.float32)),
