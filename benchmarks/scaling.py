@@ -6,7 +6,7 @@
 
 `measure` runs benchmarks/exchange.py on emulated hosts, one job for each number of hosts and rate;
 what is in the file already is not measured again. `validate` takes the codec's speeds from one
-process, the network's from float32 between two hosts, and predicts all the rest.
+process, the network's from float32 between the fewest hosts, and predicts all the rest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 import os
 import statistics
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,6 @@ from horovod_qoda.cli import model  # noqa: E402
 
 HOSTS = (2, 4, 8)
 RATES = {"100mbit": 100e6, "1gbit": 1e9, "unlimited": float("inf")}
-# Payload of a full Ethernet frame: 1448 bytes of TCP data in 1514.
-EFFICIENCY = 1448 / 1514
 NAMES = {"fp32": "Horovod fp32", "fp16": "Horovod fp16", "allgather": "all-gather, 3 bits",
          "scatter_reduce": "scatter-reduce, 3 bits"}  # fmt: skip
 
@@ -56,8 +54,16 @@ def measure(path: Path, sizes: list[int], rounds: int) -> None:
             print(f"{hosts} hosts, {rate}: measured (load before: {load:.1f})", flush=True)
 
 
-def predicted(row: dict[str, Any], machine: cost.Machine) -> float:
-    """Seconds that the model gives for a measured row."""
+@dataclass(frozen=True)
+class Fit:
+    """Speeds, and the share of a link's nominal rate that Horovod's all-reduce reaches."""
+
+    machine: cost.Machine
+    efficiency: float
+
+
+def predicted(row: dict[str, Any], fit: Fit) -> float:
+    """Seconds that the model gives for a measured row; all hosts share two cores."""
     way = cost.Exchange(
         row["megabytes"] * 2**18,
         row["ranks"],
@@ -66,64 +72,76 @@ def predicted(row: dict[str, Any], machine: cost.Machine) -> float:
         layers=row["megabytes"],
         buffer=2**27 if row["method"] in cost.RAW else 16 * 2**20,
     )
-    here = replace(machine, cores=2 / row["ranks"], bandwidth=EFFICIENCY * RATES[row["rate"]] / 8)
-    return cost.seconds(way, here)
+    bandwidth = fit.efficiency * RATES[row["rate"]] / 8
+    return cost.seconds(way, replace(fit.machine, cores=2 / row["ranks"], bandwidth=bandwidth))
 
 
-def calibrate(measured: dict[str, Any]) -> cost.Machine:
-    """Codec from one process; kernel's TCP and start of a collective from fp32 on two hosts.
+def fitted(row: dict[str, Any], rows: list[dict[str, Any]]) -> bool:
+    """Whether a row is one of those that speeds are taken from: float32, the fewest hosts, not
+    the slow link."""
+    fewest = min(r["ranks"] for r in rows)
+    return (row["ranks"], row["method"]) == (fewest, "fp32") and row["rate"] != "100mbit"
 
-    Two unknowns, two measurements: 1 MB and the largest size on unlimited links.
+
+def calibrate(measured: dict[str, Any]) -> Fit:
+    """The codec as measured in one process; the network from the rows that are `fitted`.
+
+    On unlimited links 1 MB gives the start of a collective and the largest size the CPU time of a
+    byte; the largest size at 1 Gbit/s gives the efficiency.
     """
     codec = measured["codec"]
-    machine = cost.Machine(
-        latency=50e-6, start=0.0, encode=codec["encode"], decode=codec["decode"],
-        copy=codec["copy"], cast=codec["cast"], wire_cpu=0.0,
-    )  # fmt: skip
-    known = {r["megabytes"]: r for r in measured["rows"]
-             if (r["ranks"], r["rate"], r["method"]) == (2, "unlimited", "fp32")}  # fmt: skip
-    small, large = known[min(known)], known[max(known)]
-    extra = (large["seconds"] - predicted(large, machine)) - (
-        small["seconds"] - predicted(small, machine)
-    )
-    # A ring of two sends and receives each byte once.
-    moved = 2 * (large["megabytes"] - small["megabytes"]) * 2**20
-    machine = replace(machine, wire_cpu=max(extra / moved, 0.0))
-    start = small["seconds"] - predicted(small, machine)
-    return replace(machine, start=max(start, 0.0))
+    machine = cost.Machine(**{k: codec[k] for k in ("encode", "decode", "copy", "cast")})
+    rows = [r for r in measured["rows"] if fitted(r, measured["rows"])]
+    by = {rate: sorted((r for r in rows if r["rate"] == rate), key=lambda r: r["megabytes"])
+          for rate in RATES}  # fmt: skip
+    fast, slow = by["unlimited"], by["1gbit"]
+    for _ in range(5):  # start and CPU time of a byte each change the other a little
+        for name, row in (("start", fast[0]), ("wire_cpu", fast[-1])):
+            if name == "start" and len(fast) == 1:
+                continue
+            machine = replace(machine, **{name: _solve(row, machine, name)})
+    low, high = 0.01, 1.0
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        slower = predicted(slow[-1], Fit(machine, middle)) > slow[-1]["seconds"]
+        low, high = (middle, high) if slower else (low, middle)
+    return Fit(machine, low)
 
 
-def validate(measured: dict[str, Any]) -> tuple[str, list[float]]:
-    """A table, and the relative errors of all rows that the model was not fitted to."""
-    machine = calibrate(measured)
-    speeds = ", ".join(f"{k} {v:.3g}" for k, v in asdict(machine).items() if k != "bandwidth")
-    lines = [f"speeds: {speeds}", "",
+def _solve(row: dict[str, Any], machine: cost.Machine, name: str) -> float:
+    """The value of a speed at which a row is predicted as it was measured, by bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        guess = predicted(row, Fit(replace(machine, **{name: middle}), 1.0))
+        low, high = (low, middle) if guess > row["seconds"] else (middle, high)
+    return low
+
+
+def validate(measured: dict[str, Any]) -> str:
+    """A table of measured beside predicted, and the errors of rows that were not fitted."""
+    fit, rows = calibrate(measured), measured["rows"]
+    speeds = ", ".join(f"{k} {v:.3g}" for k, v in asdict(fit.machine).items()
+                       if k not in ("bandwidth", "cores"))  # fmt: skip
+    lines = [f"{speeds}, efficiency {fit.efficiency:.2f}",
              f"{'hosts':>5} {'link':>10} {'MB':>3} {'method':>15} {'measured':>9} {'predicted':>10}"
              f" {'error':>7}"]  # fmt: skip
-    errors = []
-    for row in measured["rows"]:
-        guess = predicted(row, machine)
+    errors: dict[int, list[float]] = {}
+    for row in rows:
+        guess = predicted(row, fit)
         error = guess / row["seconds"] - 1
-        fitted = (row["ranks"], row["rate"], row["method"]) == (2, "unlimited", "fp32")
-        if not fitted:
-            errors.append(error)
+        used = fitted(row, rows)
+        if not used:
+            errors.setdefault(row["ranks"], []).append(abs(error))
         lines.append(
             f"{row['ranks']:>5} {row['rate']:>10} {row['megabytes']:>3} {row['method']:>15} "
             f"{1e3 * row['seconds']:>9.1f} {1e3 * guess:>10.1f} {100 * error:>6.0f}%"
-            + (" (fitted)" if fitted else "")
+            + (" (fitted)" if used else "")
         )
-    for hosts in HOSTS:
-        own = [abs(e) for e, r in zip(errors, _unfitted(measured), strict=True)
-               if r["ranks"] == hosts]  # fmt: skip
-        if own:
-            lines.append(f"{hosts} hosts: median error {100 * statistics.median(own):.0f} %, "
-                         f"largest {100 * max(own):.0f} %")  # fmt: skip
-    return "\n".join(lines), errors
-
-
-def _unfitted(measured: dict[str, Any]) -> list[dict[str, Any]]:
-    return [r for r in measured["rows"]
-            if (r["ranks"], r["rate"], r["method"]) != (2, "unlimited", "fp32")]  # fmt: skip
+    for hosts, own in errors.items():
+        lines.append(f"{hosts} hosts: median error {100 * statistics.median(own):.0f} %, "
+                     f"largest {100 * max(own):.0f} %")  # fmt: skip
+    return "\n".join(lines)
 
 
 def plot(folder: Path, measured: dict[str, Any] | None) -> None:
@@ -171,17 +189,17 @@ def plot(folder: Path, measured: dict[str, Any] | None) -> None:
 
     if measured is None:
         return
-    fitted = calibrate(measured)
+    fit = calibrate(measured)
     figure, axis = plt.subplots(figsize=(5.5, 5), layout="constrained")
     for number, (name, label) in enumerate(NAMES.items()):
         own = [r for r in measured["rows"] if r["method"] == name]
         axis.loglog(
-            [1e3 * r["seconds"] for r in own], [1e3 * predicted(r, fitted) for r in own],
+            [1e3 * r["seconds"] for r in own], [1e3 * predicted(r, fit) for r in own],
             "o^sv"[number], label=label, alpha=0.7,
         )  # fmt: skip
     low, high = axis.get_xlim()
     axis.plot([low, high], [low, high], color="0.5", lw=1)
-    axis.set(xlabel="measured, ms", ylabel="predicted, ms", title="2, 4, 8 emulated hosts")
+    axis.set(xlabel="measured, ms", ylabel="predicted, ms", title="emulated hosts")
     axis.legend(fontsize=8)
     axis.grid(alpha=0.3, which="both")
     figure.savefig(folder / "scaling-validation.png", dpi=110)
@@ -199,7 +217,7 @@ def main() -> None:
     if args.action == "measure":
         measure(args.path, args.sizes, args.rounds)
     elif args.action == "validate":
-        print(validate(json.loads(args.path.read_text()))[0])
+        print(validate(json.loads(args.path.read_text())))
     else:
         plot(args.path, json.loads(args.rows.read_text()) if args.rows else None)
 

@@ -30,8 +30,8 @@ ALIGN, MIN_CHUNK = 1024, 16 * 1024
 class Machine:
     """Speeds of the ranks and of what joins them.
 
-    Measured by ``horovod-qoda doctor --json FILE``. The defaults are one core of a Sapphire-Rapids
-    Xeon with the AVX-512 codec and TCP through the kernel, as measured for docs/scaling.md.
+    Measured by ``horovod-qoda doctor --json FILE``. The codec's defaults are one core of a
+    Sapphire-Rapids Xeon with AVX-512; those of the network are assumptions (docs/scaling.md).
     """
 
     bandwidth: float = 125e6
@@ -40,15 +40,15 @@ class Machine:
     """One message from rank to rank."""
     start: float = 2e-3
     """One collective until its first message: Horovod's cycle and negotiation, and our polling."""
-    encode: float = 0.93e-9
+    encode: float = 1.0e-9
     """A coordinate, from floats to bytes, norm pass included."""
-    decode: float = 0.89e-9
+    decode: float = 0.7e-9
     """A coordinate of one payload, from bytes to the running sum."""
-    copy: float = 1.0e-9
+    copy: float = 0.7e-9
     """A coordinate into the exchange buffer and its mean back out."""
     add: float = 0.5e-9
     """A coordinate summed by an uncompressed all-reduce."""
-    cast: float = 1.0e-9
+    cast: float = 0.7e-9
     """A coordinate to float16 and back."""
     wire_cpu: float = 0.3e-9
     """CPU time of a byte sent and of one received: the kernel's TCP; 0 where the card does it."""
