@@ -42,9 +42,9 @@ class LowRank:
     """PowerSGD's memory for the layers of one exchange buffer, on one rank.
 
     Attributes:
-        ranks: by layer; the same on all ranks, and changed by :meth:`set_ranks` alone.
+        ranks: by layer; the same on all ranks of the job.
         residual: what this rank has not been able to send, laid out as the buffer is; float32.
-        warm: by layer, Q of the last exchange, [columns, rank] float32: the subspace moves slowly,
+        warm: by layer, Q of the last exchange, [columns, its rank] float32: subspaces move slowly,
             so it starts the next iteration. Equal on all ranks because it came out of an
             all-reduce. Ranks that resume with different ones still agree on the mean.
         summed: this rank's last gradients added up, while an allocation of ranks draws near.
@@ -69,7 +69,7 @@ class LowRank:
         self.set_ranks(ranks)
 
     def set_ranks(self, ranks: dict[int, int]) -> None:
-        """Changes ranks: a smaller one keeps the leading columns of Q, a larger one draws more.
+        """Changes ranks from the next exchange on.
 
         Raises:
             ValueError: a rank that the layer cannot have.
@@ -81,10 +81,14 @@ class LowRank:
                     f"layer {m.name!r} is a {m.rows} x {m.columns} matrix: its rank must be from "
                     f"1 to {m.largest_rank}, not {rank}"
                 )
-            before = self.warm.get(m.layer, np.zeros((m.columns, 0), np.float32))
-            more = [self._draw(m, column, 0) for column in range(before.shape[1], rank)]
-            self.warm[m.layer] = np.column_stack([before[:, :rank], *more]).astype(np.float32)
             self.ranks[m.layer] = rank
+
+    def start(self, m: Matrix) -> np.ndarray:
+        """Q to start from, [columns, rank]: the last one's leading columns, more where needed."""
+        rank = self.ranks[m.layer]
+        warm = self.warm.get(m.layer, np.zeros((m.columns, 0), np.float32))
+        more = [self._draw(m, column, 0) for column in range(warm.shape[1], rank)]
+        return np.column_stack([warm[:, :rank], *more]) if more else warm[:, :rank]
 
     def view(self, m: Matrix, array: np.ndarray) -> np.ndarray:
         """The layer's matrix in an array that is laid out as the buffer is."""
@@ -107,7 +111,7 @@ class LowRank:
         return {"residual": self.residual, **warm, **summed}
 
     def load(self, state: dict[str, np.ndarray]) -> None:
-        """Takes :meth:`state` back, its ranks too.
+        """Takes :meth:`state` back.
 
         Raises:
             ValueError: it is of another model; the layer is named.
@@ -117,16 +121,15 @@ class LowRank:
                 f"the residual has {len(state['residual'])} coordinates, here it has "
                 f"{len(self.residual)}: the model or fusion_mb has changed"
             )
+        warm = {m.layer: state.get(f"warm.{m.layer}") for m in self.matrices}
         for m in self.matrices:
-            saved = state.get(f"warm.{m.layer}")
-            if saved is None or saved.ndim != 2 or len(saved) != m.columns:
-                had = None if saved is None else saved.shape
+            q = warm[m.layer]
+            if q is not None and (q.ndim != 2 or len(q) != m.columns):
                 raise ValueError(
-                    f"layer {m.name!r}: Q was saved as {had}, here it has {m.columns} rows"
+                    f"layer {m.name!r}: Q was saved as {q.shape}, here it has {m.columns} rows"
                 )
         self.residual[:] = state["residual"]
-        self.warm = {m.layer: state[f"warm.{m.layer}"].copy() for m in self.matrices}
-        self.ranks = {layer: q.shape[1] for layer, q in self.warm.items()}
+        self.warm = {layer: q.copy() for layer, q in warm.items() if q is not None}
         self.summed = state["summed"].copy() if "summed" in state else None
 
     def forget(self) -> None:
@@ -134,7 +137,6 @@ class LowRank:
         self.residual[:] = 0
         self.summed = None
         self.warm = {}
-        self.set_ranks(dict(self.ranks))
 
     def _draw(self, m: Matrix, column: int, exchange: int) -> np.ndarray:
         key = [self._seed, m.layer << 32 | column]
@@ -167,7 +169,7 @@ def low_rank(step: Step, buffer: ExchangeBuffer, state: LowRank) -> Steps:
     np.add(buffer.values, state.residual, out=work)
     views = {m.layer: state.view(m, work) for m in state.matrices}
 
-    thin = _join([views[m.layer] @ state.warm[m.layer] for m in state.matrices])
+    thin = _join([views[m.layer] @ state.start(m) for m in state.matrices])
     step.tally.payload_bytes += thin.nbytes
     total = yield step.transport.allreduce(step.name(index, 0), thin)
     bases = {}
