@@ -82,6 +82,7 @@ class LayerwiseCarrier(Carrier):
         scale: 1 for the mean, the number of ranks for the sum.
         aux: gives the scalar that rank 0 sends along.
         find_hosts: which ranks share hosts, under these settings; a collective call.
+        kinds: kinds of layers by name, where their modules are known.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class LayerwiseCarrier(Carrier):
         sparse_as_dense: bool,
         aux: Callable[[], float] | None,
         find_hosts: Callable[[Settings], Hosts | None],
+        kinds: dict[str, str],
     ) -> None:
         self._described = [
             (n, tuple(p.shape), str(p.dtype)) for n, p in zip(names, parameters, strict=True)
@@ -107,6 +109,7 @@ class LayerwiseCarrier(Carrier):
         self._sparse_as_dense = sparse_as_dense
         self._aux = aux
         self._find_hosts = find_hosts
+        self._kinds = kinds
         self._hosts: Hosts | None = None
         self._looked_for = ""
         self._sparse: set[int] = set()
@@ -243,7 +246,8 @@ class LayerwiseCarrier(Carrier):
         dense = [i for i in range(len(self._described)) if i not in self._sparse]
         self._place = {layer: k for k, layer in enumerate(dense)}
         sparse = [self._described[i][0] for i in sorted(self._sparse)]
-        layout = layouts.build([self._described[i] for i in dense], self._settings, sparse)
+        described = [self._described[i] for i in dense]
+        layout = layouts.build(described, self._settings, sparse, self._kinds)
         self.exchange = Exchange(
             layout, self._settings, self._transport, self._number, self.wants_sums, self._aux,
             self._hosts,

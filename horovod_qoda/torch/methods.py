@@ -15,6 +15,7 @@ from horovod.torch.mpi_ops import Average
 from horovod.torch.optimizer import _DistributedOptimizer
 
 from horovod_qoda.exchange import ExchangeRecord
+from horovod_qoda.layer_kinds import kinds_of_modules
 from horovod_qoda.logs import logger
 from horovod_qoda.settings import Settings
 from horovod_qoda.torch.carriers import Carrier, LayerwiseCarrier, Result, StockCarrier
@@ -37,12 +38,17 @@ _alive: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def attach(
-    self: Any, settings: Settings | None, overlap: bool | str, replica_check_steps: int
+    self: Any,
+    settings: Settings | None,
+    overlap: bool | str,
+    replica_check_steps: int,
+    model: Any = None,
 ) -> None:
     """Gives a wrapped optimizer its carrier and registers the hooks.
 
     Args:
         settings: of the layer-wise compressor; None sends by stock Horovod.
+        model: module or modules that kinds of layers are read from.
     """
     parameters = [p for g in self.param_groups for p in g["params"] if p.requires_grad]
     if not parameters:
@@ -62,6 +68,7 @@ def attach(
             sparse_as_dense=self.sparse_as_dense,
             aux=_weak(self, "last_move_sq") if wants_sums else None,
             find_hosts=partial(find_hosts, self.process_set, transport),
+            kinds={} if model is None else kinds_of_modules(model, self._parameter_names),
         )  # fmt: skip
     else:
         send = _weak(self, "_stock_allreduce")
@@ -70,7 +77,7 @@ def attach(
         )
     self.param_groups[0].setdefault(LOAD_KEY, 0)
     self._seen_load = self.param_groups[0][LOAD_KEY]
-    self._options = (settings, overlap, replica_check_steps)
+    self._options = (settings, overlap, replica_check_steps, model)
     self._gradients = Gradients(names, parameters, carrier, transport, overlap, replica_check_steps)
     _take_over(self, parameters)
     for p in parameters:

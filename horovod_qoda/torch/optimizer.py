@@ -35,6 +35,7 @@ def DistributedOptimizer(
     *,
     overlap: bool | str = "auto",
     replica_check_steps: int = 0,
+    model: Any = None,
 ) -> Any:
     """Wraps an optimizer so that gradients are averaged over ranks, compressed, before each step.
 
@@ -51,6 +52,8 @@ def DistributedOptimizer(
             nothing happens to them afterwards; ``True`` from the second step on; ``False`` never.
         replica_check_steps: compare the parameters of all ranks every so many steps and raise where
             they differ; 0 never does. It hashes all parameters: choose hundreds of steps.
+        model: the ``torch.nn.Module``, or several, that the parameters are of. Kinds of layers
+            (for types, and for rules of ``type:KIND``) then come from modules instead of names.
 
     Returns:
         An instance of a class derived from the optimizer's, with Horovod's methods
@@ -59,7 +62,8 @@ def DistributedOptimizer(
 
     Raises:
         ValueError: a bad setting, a rule that matches no layer, a name that is not unique.
-        MismatchError: in the first step, on all ranks, where settings, models or parameters differ.
+        MismatchError: in the first step, on all ranks, where settings or models differ; parameters
+            that differ then are a warning, and an error where ``replica_check_steps`` finds them.
     """
     if hasattr(optimizer, "_should_synchronize"):
         raise ValueError("the optimizer is a DistributedOptimizer already: wrap it once")
@@ -90,7 +94,7 @@ def DistributedOptimizer(
         backward_passes_per_step, op, gradient_predivide_factor, None, sparse_as_dense, process_set,
     )  # fmt: skip
     if process_set.included():
-        attach(wrapped, settings, overlap, replica_check_steps)
+        attach(wrapped, settings, overlap, replica_check_steps, model)
     if state is not None:
         wrapped.load_state_dict(state)
         # Learning-rate schedulers made before hold the groups: loading must not part them.

@@ -9,7 +9,8 @@ import horovod_qoda.torch as hvd
 
 CONFIGURATIONS = [
     {"quantizer": "adaptive", "topology": "scatter_reduce"},
-    {"quantizer": "adaptive", "topology": "allgather", "allocation": "lgreco"},
+    # Only the module says that "0.weight" is an embedding.
+    {"quantizer": "adaptive", "topology": "allgather", "rules": {"type:embedding": {"bits": 4}}},
     {"allocation": "lgreco", "allocation_error": "relative", "coding": "alternating"},
 ]
 STEPS = 21  # one more than the first exchange at which L-GreCo chooses
@@ -27,6 +28,7 @@ def train(wanted: dict) -> dict:
         torch.optim.Adam(model.parameters(), lr=1e-3),
         named_parameters=model.named_parameters(),
         compression=hvd.Compression.layerwise(bits=3, **wanted),
+        model=model,
     )
     hvd.broadcast_parameters(model.state_dict(), root_rank=0)
     rng = torch.Generator().manual_seed(hvd.rank())
