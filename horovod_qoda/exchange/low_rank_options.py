@@ -57,7 +57,7 @@ def choose(
     Args:
         own: each layer's rank where nothing is allocated, the default of the budget.
         errors: of each layer's :func:`candidates`, from :func:`tails`, summed over nodes.
-        squares: squared norm of each layer's gradient, for ``kind="relative"``.
+        squares: mean square of each layer's coordinates, for ``kind="relative"``.
         kind, weights, alpha: see :mod:`horovod_qoda.allocation`.
 
     Returns:

@@ -96,7 +96,7 @@ class PowerSGD:
                 matrices,
                 [self.own[m.layer] for m in matrices],
                 [errors[m.layer, :n] for m, n in zip(matrices, offered, strict=True)],
-                [float(errors[m.layer, MOST]) for m in matrices],
+                [float(errors[m.layer, MOST]) / (m.rows * m.columns) for m in matrices],
                 kind=self._settings.allocation_error,
                 weights=[1.0 if s is None else s.sensitivity for s in mine],
                 alpha=self._settings.allocation_alpha,
