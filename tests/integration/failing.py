@@ -1,0 +1,82 @@
+"""A training job in which one rank does something terrible at step 5: failing.py WHAT RANK."""
+
+import os
+import signal
+import sys
+import time
+
+import torch
+
+import horovod_qoda.torch as hvd
+
+AT = 5
+
+what, culprit = sys.argv[1], int(sys.argv[2])
+hvd.init()
+guilty = hvd.rank() == culprit
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 64))
+optimizer = hvd.DistributedOptimizer(
+    torch.optim.SGD(model.parameters(), lr=0.1), model.named_parameters()
+)
+hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+
+
+class Trap(torch.autograd.Function):
+    """The identity, until gradients come back through it."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if what == "hang":
+            time.sleep(3600)
+        if what == "freeze":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if what == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "raise":
+            raise KeyError("the script's own mistake")
+        return gradient
+
+
+def broken(*ignored):
+    yield from ()
+    raise ArithmeticError("the codec's own mistake")
+
+
+for step in range(100 if what == "wait" else 10):
+    if step == AT and what == "freeze":
+        # Horovod has read these long ago; from here on they are the limits of this package alone.
+        os.environ["HOROVOD_STALL_CHECK_TIME_SECONDS"] = "2"
+        os.environ["HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"] = "4"
+    if step == AT and guilty:
+        if what == "stop":
+            break
+        if what == "join":
+            hvd.join()
+            break
+        if what == "worker":
+            from horovod_qoda.exchange import exchange
+
+            exchange.allgather = exchange.scatter_reduce = broken
+    optimizer.zero_grad()
+    hidden = model[:2](torch.randn(8, 64))
+    if step == AT and guilty:
+        hidden = Trap.apply(hidden)
+    model[2](hidden).square().mean().backward()
+    if step == AT and guilty and what == "leave":
+        # Overlap is on: the gradients are under way, and nobody will ask for the mean.
+        assert optimizer._gradients.rule.on
+        sys.exit(0)
+    try:
+        optimizer.step()
+    except Exception:
+        print(f"rank {hvd.rank()} failed in step {step}", flush=True)
+        raise
+    if what == "wait":
+        print(f"rank {hvd.rank()} stepped", flush=True)
+        time.sleep(1)
+print(f"rank {hvd.rank()} came to the end", flush=True)
