@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -52,8 +53,15 @@ def sum_over_ranks(
 
 
 def sample(values: np.ndarray, most: int = SAMPLE) -> np.ndarray:
-    """Up to 2 ``most`` - 1 coordinates at equal distances."""
-    return values[:: max(1, len(values) // most)]
+    """Up to 2 ``most`` - 1 coordinates at equal distances.
+
+    The distance shares no factor 2, 3, 5 or 7 with the rows of a matrix, or the sample would come
+    from a few of its columns: of images from their corners, which are always black.
+    """
+    distance = max(1, len(values) // most)
+    while math.gcd(distance, 2 * 3 * 5 * 7) > 1:
+        distance += 1
+    return values[::distance]
 
 
 def sample_of_buckets(values: np.ndarray, bucket: int, most: int = SAMPLE) -> np.ndarray:

@@ -15,7 +15,7 @@ from horovod_qoda.exchange.adaptation import (
     is_allocation,
     is_update,
 )
-from horovod_qoda.exchange.observations import sum_over_ranks
+from horovod_qoda.exchange.observations import sample, sum_over_ranks
 from horovod_qoda.layout import build
 from horovod_qoda.settings import Settings
 from horovod_qoda.transport import local_transports
@@ -228,3 +228,11 @@ def test_allocations_are_updates():
     assert set(EARLY_ALLOCATIONS) <= set(EARLY_UPDATES)
     assert all(is_update(n) for n in range(5000) if is_allocation(n))
     assert is_allocation(1999) and not is_allocation(1000)
+
+
+@pytest.mark.parametrize("columns", [784, 896, 768, 1000, 1024, 300])
+def test_a_sample_sees_every_column_of_a_matrix(columns):
+    """A distance that divides the rows' length would look at one pixel of every image."""
+    rows = 400_000 // columns
+    seen = sample(np.tile(np.arange(columns, dtype=np.float32), rows))
+    assert len(np.unique(seen)) == columns
