@@ -127,7 +127,10 @@ class HorovodTransport(Transport):
         )
 
     def _enqueue(self, call: Any, name: str, tensor: Any, convert: Any, **options: Any) -> Handle:
-        handle = call(tensor, name=name, process_set=self._set, **options)
+        try:
+            handle = call(tensor, name=name, process_set=self._set, **options)
+        except self._hvd.HorovodInternalError as e:  # it has been shut down already
+            raise _explained(e, self.rank, name) from None
         return _HorovodHandle(self._hvd, handle, self.rank, name, convert)
 
 
@@ -145,16 +148,20 @@ class _HorovodHandle(Handle):
         try:
             return self._convert(self._hvd.synchronize(self._handle))
         except self._hvd.HorovodInternalError as e:
-            why = (
-                "another rank is at a different place of the script"
-                if "ismatched" in str(e)
-                else "another rank raised an error (see its traceback), was ended, or ran out of "
-                f"batches ({EQUAL_BATCHES})"
-            )
-            raise self._hvd.HorovodInternalError(
-                f"rank {self.rank}: the collective {self.name!r} failed, most likely because "
-                f"{why}. Horovod says: {e}"
-            ) from None
+            raise _explained(e, self.rank, self.name) from None
+
+
+def _explained(error: Exception, rank: int, name: str) -> Exception:
+    why = (
+        "another rank is at a different place of the script"
+        if "ismatched" in str(error)
+        else "another rank raised an error (see its traceback), was ended, or ran out of batches "
+        f"({EQUAL_BATCHES})"
+    )
+    return type(error)(
+        f"rank {rank}: the collective {name!r} failed, most likely because {why}. Horovod says: "
+        f"{error}"
+    )
 
 
 def _tensor(array: np.ndarray) -> Any:
