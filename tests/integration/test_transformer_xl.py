@@ -41,6 +41,17 @@ def test_five_steps_learn_and_compress(tmp_path):
     assert float(cells["symbols a second, all ranks"][0]) > 0
 
 
+def test_thin_matrices_carry_the_layers_that_they_halve(tmp_path):
+    flags = ["--quantizer", "powersgd", "--low-rank", 2, "--rule", "softmax.tail.*=4"]
+    job, lines = train(tmp_path, "--steps", 3, "--lr-warmup", 1, "--lr", 0.01, *flags)
+    assert "are sent by PowerSGD as" in job.stdout + job.stderr
+    assert "are quantised to about 4 bits" in job.stdout + job.stderr
+    evaluations = [line for line in lines if line["event"] == "eval"]
+    assert evaluations[-1]["nats"] < evaluations[0]["nats"] - 0.1
+    # The first exchanges count symbols for the quantised layers, which is most of what is sent.
+    assert lines[-1]["ratio"] > 4 and lines[-1]["raw_bytes"] > 8 * lines[-1]["payload_bytes"]
+
+
 def test_a_folder_gives_perplexity_but_no_bits_per_byte(tmp_path):
     for name, count in (("wiki.train.tokens", 400), ("wiki.valid.tokens", 40)):
         text = "".join(f" the word {i % 17} follows the word {i % 13}\n" for i in range(count))
