@@ -1,7 +1,7 @@
 """Compressors side by side on the examples: compression ratio and final loss over seeds.
 
     .venv/bin/python benchmarks/comparison.py                       # all of it: an hour on 2 cores
-    .venv/bin/python benchmarks/comparison.py --only fp32 auto --seeds 0
+    .venv/bin/python benchmarks/comparison.py --only fp32 fp16 --seeds 0
 
 Runs that are in the results file are not repeated; what is missing is listed. A seed sets weights,
 batches and the compressor's random numbers; the held-out data are the same in all runs.
@@ -13,7 +13,7 @@ import argparse
 import math
 from pathlib import Path
 
-from _runs import ROOT, Run, complete, summarize
+from _runs import ROOT, Run, complete, rows_of, summarize
 
 LEVELS = ("--bits", "4", "--levels", "6", "--bucket-size", "1024", "--norm", "linf")
 """Four bits of fixed-length code: a sign and 8 magnitudes, of which 6 lie between 0 and 1."""
@@ -27,12 +27,20 @@ CONFIGS: dict[str, tuple[str, ...]] = {
     "layer-wise adaptive, L-GreCo": (
         "--quantizer", "adaptive", "--bits", "4", "--allocation", "lgreco",
     ),
+    "layer-wise adaptive, L-GreCo, relative": (
+        "--quantizer", "adaptive", "--bits", "4", "--allocation", "lgreco",
+        "--allocation-error", "relative",
+    ),
     "default (auto, 3 bits)": (),
     "auto, 3 bits, L-GreCo": ("--allocation", "lgreco"),
     "dithered, 3 bits": ("--quantizer", "dithered"),
     "PowerSGD, rank 8": ("--quantizer", "powersgd", "--low-rank", "8"),
     "PowerSGD, L-GreCo ranks": (
         "--quantizer", "powersgd", "--low-rank", "8", "--allocation", "lgreco",
+    ),
+    "PowerSGD, L-GreCo ranks, relative": (
+        "--quantizer", "powersgd", "--low-rank", "8", "--allocation", "lgreco",
+        "--allocation-error", "relative",
     ),
 }  # fmt: skip
 
@@ -41,7 +49,10 @@ WGAN = ("fp32", "fp16", "global uniform", "default (auto, 3 bits)")
 PAIRS = (
     ("layer-wise adaptive, L-GreCo", "global adaptive"),
     ("layer-wise adaptive, L-GreCo", "global uniform"),
+    ("layer-wise adaptive, L-GreCo, relative", "global adaptive"),
+    ("layer-wise adaptive, L-GreCo, relative", "global uniform"),
     ("PowerSGD, L-GreCo ranks", "PowerSGD, rank 8"),
+    ("PowerSGD, L-GreCo ranks, relative", "PowerSGD, rank 8"),
 )
 """Layer-wise with L-GreCo against its global counterpart."""
 
@@ -57,12 +68,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--np", type=int, default=2)
-    parser.add_argument("--only", nargs="+", help="configurations whose name begins so")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="of configurations, in full")
     parser.add_argument("--examples", nargs="+", choices=list(STEPS), default=list(STEPS))
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "comparison.jsonl")
     parser.add_argument("--limit", type=float, default=900, help="seconds a run may take")
     parser.add_argument("--table", action="store_true", help="no new runs: print what is there")
     args = parser.parse_args()
+    unknown = set(args.only or ()) - set(CONFIGS)
+    if unknown:
+        parser.error(f"--only {sorted(unknown)}: known are {list(CONFIGS)}")
 
     wanted = [
         Run(example, name, seed, STEPS[example], args.np, flags, COMMON[example])
@@ -71,7 +85,7 @@ def main() -> int:
         if example != "wgan" or name in WGAN
         for seed in args.seeds
     ]
-    chosen = [r for r in wanted if not args.only or r.config.startswith(tuple(args.only))]
+    chosen = [r for r in wanted if not args.only or r.config in args.only]
     if not args.table:
         complete(args.out, sorted(chosen, key=lambda r: (r.example, r.seed)), args.limit)
     rows = complete(args.out, [r for r in wanted if r.key in keys(args.out)], 0)
@@ -84,8 +98,6 @@ def main() -> int:
 
 
 def keys(path: Path) -> list[list[object]]:
-    from _runs import rows_of
-
     return [row["key"] for row in rows_of(path)]
 
 
@@ -99,8 +111,9 @@ def table(rows: list[dict[str, object]], example: str) -> str:
     for config in (c for c in CONFIGS if c in totals):
         of = totals[config]
         loss, change = (plus_minus(of[name]) for name in ("loss", "difference"))
-        ratio, late = of["ratio"][0], of["late_ratio"][0]
-        lines.append(f"| {config} | {of['seeds']} | {ratio:.2f} | {late:.2f} | {loss} | {change} |")
+        ratios = [f"{of[x][0]:.2f}" for x in ("ratio", "late_ratio", "late_payload_ratio")]
+        cells = [config, str(of["seeds"]), *ratios, loss, change]
+        lines.append(f"| {' | '.join(cells)} |")
     for ours, theirs in PAIRS:
         if ours in totals and theirs in totals:
             gain = totals[ours]["late_payload_ratio"][0] / totals[theirs]["late_payload_ratio"][0]
