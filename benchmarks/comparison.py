@@ -117,8 +117,11 @@ def table(rows: list[dict[str, object]], example: str) -> str:
     for ours, theirs in PAIRS:
         if ours in totals and theirs in totals:
             gain = totals[ours]["late_payload_ratio"][0] / totals[theirs]["late_payload_ratio"][0]
-            more = totals[ours]["loss"][0] - totals[theirs]["loss"][0]
-            lines.append(f"{ours} against {theirs}: {gain:.2f}x smaller payloads, loss {more:+.4f}")
+            above = [totals[name]["difference"][0] for name in (ours, theirs)]
+            lines.append(
+                f"{ours} against {theirs}: payloads {gain:.2f}x smaller, "
+                f"loss {above[0]:+.4f} against {above[1]:+.4f} above fp32"
+            )
     return "\n".join(lines)
 
 
