@@ -51,7 +51,10 @@ class Job:
         dist.init_process_group(
             "gloo", init_method=f"tcp://{address}:29511", rank=self.rank, world_size=self.size
         )
-        self.module = torch.nn.parallel.DistributedDataParallel(self.module)
+        # PowerSGD's hook sends from callbacks, which over gloo may run in different orders on
+        # different ranks (seen: "Received data size doesn't match"): one bucket has one order.
+        cap = {"bucket_cap_mb": 1024} if hook == "powersgd" else {}
+        self.module = torch.nn.parallel.DistributedDataParallel(self.module, **cap)
         if hook == "fp16":
             self.module.register_comm_hook(None, default_hooks.fp16_compress_hook)
         elif hook == "powersgd":

@@ -118,6 +118,7 @@ def here() -> dict[str, Any]:
         "host": socket.gethostname(),
         "cores": cores,
         "of": os.cpu_count() or 1,
+        "load": os.getloadavg()[0],
         "threads": torch.get_num_threads(),
         "codec": not broken(found),
         "simd": found[0].text,
@@ -176,6 +177,16 @@ def hosts(rows: list[dict[str, Any]]) -> Iterator[Finding]:
             "the codec's share it with the training thread",
             NOTE,
             "--bind-to none (mpirun), --cpu-bind=none (srun), I_MPI_PIN=0 (Intel MPI)",
+        )
+    busy = [row for row in rows if row["load"] > row["of"]]
+    if busy:
+        one = max(busy, key=lambda row: row["load"] / row["of"])
+        yield Finding(
+            "load",
+            f"{one['host']} is busy with other work (load {one['load']:.0f} on {one['of']} cores): "
+            "speeds below are too low",
+            NOTE,
+            "measure again when it is quiet",
         )
     for host, ranks in count.items():
         row = next(row for row in rows if row["host"] == host)

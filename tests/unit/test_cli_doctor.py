@@ -84,7 +84,7 @@ def test_ranks_that_are_each_alone():
 
 
 ROW = {
-    "host": "a", "cores": 8, "of": 8, "threads": 2, "codec": True, "simd": "avx512 path",
+    "host": "a", "cores": 8, "of": 8, "load": 0.5, "threads": 2, "codec": True, "simd": "avx512 path",
     "python": "3.11.7", "torch": "2.13.0", "horovod": "0.28.1", "horovod_qoda": "0.1",
     "capability": "AVX512",
 }  # fmt: skip
@@ -103,6 +103,7 @@ def test_equal_hosts_need_one_line():
         ({"horovod_qoda": ""}, BROKEN, "none on 1"),
         ({"capability": "AVX2"}, NOTE, "drift apart"),
         ({"codec": False, "simd": "does not load"}, BROKEN, "rank 1 on b: does not load"),
+        ({"load": 33.0}, NOTE, "b is busy with other work (load 33 on 8 cores)"),
         ({"cores": 1}, NOTE, "bound to one core of 8"),
         ({"threads": 16}, NOTE, "1 ranks on 8 cores with 16 compute threads"),
     ],
