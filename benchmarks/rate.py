@@ -1,6 +1,6 @@
 """Coded bits against relative variance of every quantiser, all with the same entropy coder.
 
-    python benchmarks/rate.py [--numel 4194304] [--gradients FILE] [--out FOLDER]
+    python benchmarks/rate.py [--numel 4194304] [--gradients FILE] [--out FOLDER] [--tables]
 
 Bits are 8 * payload bytes / coordinates, norms, tables and headers included; variance is
 ||decoded - v||^2 / ||v||^2 over all layers. For each level quantiser's points the last column is
@@ -8,6 +8,9 @@ the bits that the one-stream quantiser needs for the same variance, divided by i
 rows: "rms" has a step per layer proportional to its RMS, "one step" the same for all layers;
 "auto" takes, layer by layer, the reconstruction with the smaller error, rounded where 1 % or more
 of the coordinates are zero (docs/theory.md §8). Writes rate.json and, with matplotlib, rate.png.
+
+--tables prints instead what the symbols of the one-stream quantiser (steps by layer RMS) would need
+with other choices of code tables: their empirical entropy in bits, and the tables themselves.
 """
 
 from __future__ import annotations
@@ -30,8 +33,11 @@ from horovod_qoda.coding import (  # noqa: E402
     copy_stats,
     decode,
     encode,
+    entropy,
+    entropy_bits,
     max_payload_bytes,
     sum_sq_diff,
+    symbols,
 )
 from horovod_qoda.quantization import exponential, step_size, ternary, uniform  # noqa: E402
 
@@ -145,6 +151,54 @@ def bits_at(points: list[Point], variance: float) -> float:
     return float(np.interp(np.log(variance), x, [b for b, _ in ordered]))
 
 
+def codes_at(layers: Layers, bits: float) -> npt.NDArray[np.uint8]:
+    """Codes with steps by layer RMS at which one table for all needs about ``bits``."""
+    values = np.concatenate(layers)
+    segments = segments_of(layers, quantizer=1)
+    codes = np.zeros(len(values), dtype=np.uint8)
+    c = 1.0
+    for _ in range(7):
+        segments["step"] = [step_size(c, copy_stats(v)[0], len(v)) for v in layers]
+        symbols(values, segments, HEADER, codes)
+        c *= 2.0 ** (entropy(np.bincount(codes)) - bits)
+    return codes
+
+
+def block_bits(codes: npt.NDArray[np.uint8], size: int) -> float:
+    """Bits with a table for every ``size`` symbols: 2 bytes and 1.3 for each code it has."""
+    total = 0.0
+    for at in range(0, len(codes), size):
+        counts = np.bincount(codes[at : at + size])
+        total += entropy_bits(counts) + 8 * (2 + 1.3 * np.count_nonzero(counts))
+    return total
+
+
+def class_bits(codes: npt.NDArray[np.uint8], group: int, classes: int) -> float:
+    """Bits where every group of symbols names one of a few tables, by its mean magnitude."""
+    groups = codes[: len(codes) // group * group].reshape(-1, group)
+    size = np.abs(groups.astype(np.float32) - 128).mean(axis=1)
+    which = np.searchsorted(np.quantile(size, np.arange(1, classes) / classes), size)
+    total = entropy_bits(np.bincount(which))
+    return total + sum(
+        entropy_bits(np.bincount(groups[which == k].ravel())) for k in range(classes)
+    )
+
+
+def table_choices(layers: Layers) -> None:
+    starts = np.cumsum([len(layer) for layer in layers])[:-1]
+    for bits in (2.0, 3.0, 4.0):
+        codes = codes_at(layers, bits)
+        pairs = np.bincount(256 * codes[:-1].astype(np.int64) + codes[1:], minlength=1 << 16)
+        found = {
+            "one table": entropy_bits(np.bincount(codes)),
+            "by layer": sum(entropy_bits(np.bincount(part)) for part in np.split(codes, starts)),
+            "by symbol before": entropy_bits(pairs.reshape(256, 256)),
+            **{f"by {n} symbols": block_bits(codes, n) for n in (65536, 4096, 1024)},
+            **{f"{k} classes of 128": class_bits(codes, 128, k) for k in (2, 4, 8)},
+        }
+        print(", ".join(f"{name} {value / len(codes):.3f}" for name, value in found.items()))
+
+
 def table(data: str, made: dict[str, list[Point]]) -> None:
     print(f"\n{data}\n{'quantiser':28s} {'bits':>7s} {'variance':>10s}  auto rms  auto one step")
     for name, points in made.items():
@@ -184,7 +238,13 @@ def main() -> None:
     parser.add_argument("--gradients", type=Path, help="file made by benchmarks/inputs.py")
     parser.add_argument("--out", type=Path, default=Path("runs/rate"))
     parser.add_argument("--per-layer", action="store_true", help="a table for every layer too")
+    parser.add_argument("--tables", action="store_true", help="other choices of code tables")
     args = parser.parse_args()
+    if args.tables:
+        for data in args.data.split(","):
+            print(data)
+            table_choices(inputs.load(data, args.numel, args.gradients))
+        return
     results = {}
     for data in args.data.split(","):
         layers = inputs.load(data, args.numel, args.gradients)

@@ -44,8 +44,9 @@ inline __m256i load8(const uint32_t* at) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
 }
 
+template <int kBytes = 4>
 inline __m256i gather(const uint32_t* table, __m256i index) {
-  return _mm256_i32gather_epi32(reinterpret_cast<const int*>(table), index, 4);
+  return _mm256_i32gather_epi32(reinterpret_cast<const int*>(table), index, kBytes);
 }
 
 inline uint32_t mask_of(__m256i lanes) {
@@ -81,7 +82,7 @@ inline __m256i push_eight(__m256i x, const uint8_t* codes, const EncodeTable& ta
                           uint16_t*& words) {
   const __m256i code =
       _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes)));
-  const __m256i entry = gather(table.packed, code);
+  const __m256i entry = gather<sizeof(EncodeTable::Entry)>(&table.entry[0].packed, code);
   const __m256i freq = _mm256_and_si256(entry, _mm256_set1_epi32(0xFFFF));
   const __m256i fits = _mm256_cmpgt_epi32(freq, _mm256_srli_epi32(x, 20));
   const uint32_t full = 0xFFu & ~mask_of(fits);

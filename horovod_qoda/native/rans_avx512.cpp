@@ -28,7 +28,12 @@ struct States {
   }
 };
 
-// Look-ups of (start << 16 | freq, 1 / freq) by code: in registers where the codes are few, which
+struct Found {
+  __m512i packed;
+  __m512 reciprocal;
+};
+
+// Look-ups of a table's entries by code: in registers where the codes are few, which
 // are then told apart by their low bits and the escape takes the code below the range.
 template <int kRegisters>
 class Lookup {
@@ -44,28 +49,24 @@ class Lookup {
     }
   }
 
-  __m512i index(__m512i codes) const { return _mm512_max_epi32(codes, below_); }
-  __m512i packed(__m512i index) const {
-    const __m512i low = _mm512_permutex2var_epi32(packed_[0], index, packed_[1]);
+  Found find(__m512i codes) const {
+    const __m512i index = _mm512_max_epi32(codes, below_);
+    const Found low = {_mm512_permutex2var_epi32(packed_[0], index, packed_[1]),
+                       _mm512_permutex2var_ps(reciprocal_[0], index, reciprocal_[1])};
     if constexpr (kRegisters == 2) return low;
-    return _mm512_mask_blend_epi32(
-        upper(index), low, _mm512_permutex2var_epi32(packed_[2], index, packed_[kRegisters - 1]));
-  }
-  __m512 reciprocal(__m512i index) const {
-    const __m512 low = _mm512_permutex2var_ps(reciprocal_[0], index, reciprocal_[1]);
-    if constexpr (kRegisters == 2) return low;
-    return _mm512_mask_blend_ps(
-        upper(index), low,
-        _mm512_permutex2var_ps(reciprocal_[2], index, reciprocal_[kRegisters - 1]));
+    const __mmask16 upper = _mm512_test_epi32_mask(index, _mm512_set1_epi32(32));
+    constexpr int kLast = kRegisters - 1;
+    return {_mm512_mask_blend_epi32(
+                upper, low.packed, _mm512_permutex2var_epi32(packed_[2], index, packed_[kLast])),
+            _mm512_mask_blend_ps(
+                upper, low.reciprocal,
+                _mm512_permutex2var_ps(reciprocal_[2], index, reciprocal_[kLast]))};
   }
 
  private:
   static void set(uint32_t* packed, float* reciprocal, const EncodeTable& table, int at, int code) {
-    packed[at % (16 * kRegisters)] = table.packed[code];
-    reciprocal[at % (16 * kRegisters)] = table.reciprocal[code];
-  }
-  static __mmask16 upper(__m512i index) {
-    return _mm512_test_epi32_mask(index, _mm512_set1_epi32(32));
+    packed[at % (16 * kRegisters)] = table.entry[code].packed;
+    reciprocal[at % (16 * kRegisters)] = table.entry[code].reciprocal;
   }
 
   __m512i packed_[kRegisters];
@@ -73,17 +74,22 @@ class Lookup {
   __m512i below_;
 };
 
+// One load a code, for both numbers.
 class GatherLookup {
  public:
-  explicit GatherLookup(const EncodeTable& table) : table_(table) {}
-  __m512i index(__m512i codes) const { return codes; }
-  __m512i packed(__m512i code) const { return _mm512_i32gather_epi32(code, table_.packed, 4); }
-  __m512 reciprocal(__m512i code) const {
-    return _mm512_i32gather_ps(code, table_.reciprocal, 4);
+  explicit GatherLookup(const EncodeTable& table) : entries_(table.entry) {}
+  Found find(__m512i codes) const {
+    const __m512i low = _mm512_i32gather_epi64(_mm512_castsi512_si256(codes), entries_, 8);
+    const __m512i high = _mm512_i32gather_epi64(_mm512_extracti64x4_epi64(codes, 1), entries_, 8);
+    const __m512i even =
+        _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    return {_mm512_permutex2var_epi32(low, even, high),
+            _mm512_castsi512_ps(_mm512_permutex2var_epi32(low, odd, high))};
   }
 
  private:
-  const EncodeTable& table_;
+  const EncodeTable::Entry* entries_;
 };
 
 // x <- (x / freq) * 4096 + x % freq + start for x < freq * 2^20. The quotient's estimate is rounded
@@ -150,14 +156,13 @@ class Encoder {
   // `live` has a bit for each lane that has a symbol.
   template <bool kWhole>
   inline __attribute__((always_inline)) void group(__m128i first, __m128i second, __mmask32 live) {
-    const __m512i code[2] = {table_.index(_mm512_cvtepu8_epi32(first)),
-                             table_.index(_mm512_cvtepu8_epi32(second))};
-    __m512i entry[2], freq[2];
+    const Found found[2] = {table_.find(_mm512_cvtepu8_epi32(first)),
+                            table_.find(_mm512_cvtepu8_epi32(second))};
+    __m512i freq[2];
     __mmask16 full[2];
 #pragma GCC unroll 2
     for (int h = 0; h < 2; ++h) {
-      entry[h] = table_.packed(code[h]);
-      freq[h] = _mm512_and_si512(entry[h], _mm512_set1_epi32(0xFFFF));
+      freq[h] = _mm512_and_si512(found[h].packed, _mm512_set1_epi32(0xFFFF));
       full[h] = _mm512_cmpge_epu32_mask(x_[h], _mm512_slli_epi32(freq[h], 20));
       if constexpr (!kWhole) full[h] &= static_cast<__mmask16>(live >> (16 * h));
     }
@@ -166,7 +171,7 @@ class Encoder {
     for (int h = 0; h < 2; ++h) {
       const __m512i x = _mm512_mask_srli_epi32(x_[h], full[h], x_[h], 16);
       const __m512i pushed =
-          push(x, freq[h], _mm512_srli_epi32(entry[h], 16), table_.reciprocal(code[h]));
+          push(x, freq[h], _mm512_srli_epi32(found[h].packed, 16), found[h].reciprocal);
       x_[h] = kWhole ? pushed
                      : _mm512_mask_mov_epi32(x, static_cast<__mmask16>(live >> (16 * h)), pushed);
     }

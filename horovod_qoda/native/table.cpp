@@ -164,10 +164,9 @@ void fill(const CodeTable& table, EncodeTable& out) {
     const uint32_t freq = table.freq[code];
     out.freq[code] = static_cast<uint16_t>(freq);
     out.start[code] = static_cast<uint16_t>(start);
-    out.packed[code] = start << 16 | freq;
     float reciprocal = freq == 0 ? 0.0f : 1.0f / static_cast<float>(freq);
     if (static_cast<double>(reciprocal) * freq > 1.0) reciprocal = std::nextafter(reciprocal, 0.0f);
-    out.reciprocal[code] = reciprocal;
+    out.entry[code] = {start << 16 | freq, reciprocal};
     out.inverse[code] = freq == 0 ? 0 : static_cast<uint32_t>(0xFFFFFFFFu / freq);
     start += freq;
   }
