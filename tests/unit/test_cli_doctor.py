@@ -85,8 +85,8 @@ def test_ranks_that_are_each_alone():
 
 ROW = {
     "host": "a", "cores": 8, "of": 8, "load": 0.5, "threads": 2, "codec": True,
-    "simd": "avx512 path", "python": "3.11.7", "torch": "2.13.0", "horovod": "0.28.1", "horovod_qoda": "0.1",
-    "capability": "AVX512",
+    "simd": "avx512 path", "capability": "AVX512", "python": "3.11.7", "torch": "2.13.0",
+    "horovod": "0.28.1", "horovod_qoda": "0.1",
 }  # fmt: skip
 
 
