@@ -22,7 +22,9 @@ def losses(runs: Sequence[Run]) -> Any | None:
     for run in runs:
         for event in ("eval", "step"):
             for name in run.own_columns(event):
-                wanted[event, name] = None
+                values = run.column(name, event)[1]
+                if len(values) == 1 or np.ptp(values) > 0:  # constants are no curves
+                    wanted[event, name] = None
     if not wanted:
         return None
     # Evaluations first, and of a step's numbers those that call themselves losses.

@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 
-from horovod_qoda.cli import main, runs
+from horovod_qoda.cli import figures, main, runs
 
 
 def write(folder, *, steps=40, layers=True, bits=3.0, wire=100, **arguments):
@@ -119,9 +119,20 @@ def test_what_is_no_run_is_refused(tmp_path, capsys):
         assert ended.value.code == 2 and says in capsys.readouterr().err
 
 
-def test_smoothing_keeps_length_and_mean_of_a_constant():
-    from horovod_qoda.cli.figures import _smooth
+def test_numbers_that_never_change_are_no_curves(tmp_path):
+    folder = write(tmp_path / "a")
+    text = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text(text.replace('"distance"', '"floor": 0.01, "distance"'))
+    (run,) = runs.load([folder])
+    assert "floor" in run.own_columns("eval")
+    figure = figures.losses([run])
+    labels = [axis.get_ylabel() for axis in figure.axes[::2]]
+    figures.close(figure)
+    assert labels == ["distance", "average", "loss"]
 
+
+def test_smoothing_keeps_length_and_mean_of_a_constant():
+    smooth = figures._smooth
     values = np.full(500, 3.0)
-    assert _smooth(values, "step").shape == (500,) and np.allclose(_smooth(values, "step"), 3.0)
-    assert _smooth(np.arange(9.0), "eval").tolist() == list(range(9))
+    assert smooth(values, "step").shape == (500,) and np.allclose(smooth(values, "step"), 3.0)
+    assert smooth(np.arange(9.0), "eval").tolist() == list(range(9))
