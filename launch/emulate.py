@@ -23,8 +23,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,7 @@ def cluster(count: int, rate: str | None) -> Iterator[list[Host]]:
     switch = f"{mark}-switch"
     hosts = [Host(f"{mark}-{i + 1}", f"{SUBNET}.{i + 1}") for i in range(count)]
     made: list[str] = []
+    restore = _exit_on_sigterm()
     try:
         for name in [switch, *(h.name for h in hosts)]:
             _ip("netns", "add", name)
@@ -107,6 +109,21 @@ def cluster(count: int, rate: str | None) -> Iterator[list[Host]]:
     finally:
         for name in made:
             _remove(name)
+        restore()
+
+
+def _exit_on_sigterm() -> Callable[[], object]:
+    """Makes SIGTERM raise SystemExit, so that what was made is removed; returns the way back.
+
+    A handler that the program has set stays, and threads cannot set one.
+    """
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
+        return lambda: None
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    return lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _plug(host: Host, switch: str, port: str, rate: str | None) -> None:
@@ -213,7 +230,6 @@ def main() -> int:
     parser.add_argument("program", nargs=argparse.REMAINDER, metavar="-- PROGRAM ARGS")
     options = parser.parse_args()
     program = options.program[1:] if options.program[:1] == ["--"] else options.program
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with (
             tempfile.TemporaryDirectory() as folder,

@@ -71,6 +71,26 @@ def test_nothing_is_left_after_interrupt_or_a_killed_job(tmp_path):
         assert not leftovers(child.pid)
 
 
+HOLDER = """
+from launch import emulate
+import time
+with emulate.cluster(2, None):
+    print("up", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_nothing_is_left_of_a_cluster_that_another_program_made_when_it_is_ended():
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLDER], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout.readline() == "up\n" and leftovers(child.pid)
+    child.terminate()
+    child.communicate(timeout=60)
+    assert child.returncode == 143
+    assert not leftovers(child.pid)
+
+
 def test_bad_arguments_are_refused():
     for words, said in ((("--hosts", 0), "--hosts"), (("--rate", "fast"), "--rate")):
         child = start(*words, "--", "true")
