@@ -87,7 +87,8 @@ class Waiting:
             raise StalledError(
                 f"rank {self._rank} has waited {waited:.0f} s for {self._what}, and Horovod has "
                 "not ended it (HOROVOD_STALL_SHUTDOWN_TIME_SECONDS has passed): the process of "
-                "another rank has died or is frozen; the launcher or the log of rank 0 names it"
+                "another rank has died or is frozen (the launcher or the log of rank 0 names it), "
+                f"or waits in hvd.join(): {EQUAL_BATCHES}"
             )
 
     def _ended(self, number: int, frame: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -26,8 +25,8 @@ from horovod_qoda.transport import HorovodTransport
 STATE_KEY = "horovod_qoda"
 
 LOAD_KEY = "horovod_qoda_load"
-"""In ``param_groups[0]``: a mark of the last load. Horovod broadcasts it with the rest, so ranks
-that did not load themselves learn that the exchange's state must be agreed on again."""
+"""In ``param_groups[0]``: 1 from a load to the next exchange. Horovod broadcasts it with the rest,
+so ranks that did not load themselves learn that all must agree on the exchange's state again."""
 
 stock = dict(_DistributedOptimizer.__dict__)
 
@@ -76,7 +75,6 @@ def attach(
             parameters, send, self._compression, transport, number, scale, wants_sums
         )
     self.param_groups[0].setdefault(LOAD_KEY, 0)
-    self._seen_load = self.param_groups[0][LOAD_KEY]
     self._options = (settings, overlap, replica_check_steps, model)
     self._gradients = Gradients(names, parameters, carrier, transport, overlap, replica_check_steps)
     _take_over(self, parameters)
@@ -129,9 +127,7 @@ def _make_hook(self: Any, p: torch.Tensor) -> Callable[..., None]:
 
 
 def _notice_load(self: Any) -> None:
-    mark = self.param_groups[0].get(LOAD_KEY, 0)
-    if mark != self._seen_load:
-        self._seen_load = mark
+    if self.param_groups[0].get(LOAD_KEY, 0):
         self._gradients.carrier.disagree()
 
 
@@ -155,6 +151,7 @@ def synchronize(self: Any) -> None:
     gradients.refuse_unknown(self.param_groups, self._parameter_names)
     try:
         gradients.begin(self.backward_passes_per_step)
+        self.param_groups[0][LOAD_KEY] = 0  # on all ranks at once: they have agreed
         stock["synchronize"](self)
         sums = gradients.end()
     except Exception:
@@ -287,7 +284,7 @@ def load_state_dict(self: Any, state_dict: dict[str, Any]) -> None:
     stock["load_state_dict"](self, state)
     gradients = _gradients(self)
     if gradients is not None:
-        self.param_groups[0][LOAD_KEY] = int.from_bytes(os.urandom(6), "little") + 1
+        self.param_groups[0][LOAD_KEY] = 1
         gradients.carrier.load_state_dict(state_dict.get(STATE_KEY))
 
 

@@ -16,6 +16,7 @@ CASES = [
     "compression_changes",
     "compression_changes_differently",
     "load_on_rank_0_after_steps",
+    "load_everywhere_then_broadcast",
     "accumulation_without_communication",
     # Last: they leave collectives behind that never end.
     "forgotten_with_allgather",

@@ -291,6 +291,19 @@ def load_on_rank_0_after_steps():
     assert hash_parameters(model.parameters()) == want
 
 
+def load_everywhere_then_broadcast():
+    """Every rank loads, trains on, and rank 0's options are broadcast: no rank is left behind."""
+    model, _ = players()
+    optimizer = wrap(model, torch.optim.Adam)
+    train(model, optimizer)
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(model, optimizer)
+    optimizer.param_groups[0]["lr"] = 0.01 * (1 + hvd.rank())
+    hvd.broadcast_optimizer_state(optimizer, root_rank=0)
+    assert optimizer.param_groups[0]["lr"] == 0.01
+    train(model, optimizer)
+
+
 def accumulation_without_communication():
     """no_sync() on ranks of their own choice; raw, so that the mean is known."""
     model, _ = players()
