@@ -266,9 +266,13 @@ class Adaptation:
             types = np.flatnonzero(self._rate_of_type == group)
             members = np.isin(self._type_of_layer, types)
             gained, sampled, weight = slopes[group]
-            if self._layout.pooled:
-                # One table for all types does not tell their rates apart.
-                rates = [sampled / weight if weight else np.nan]
+            if self._layout.pooled and weight:
+                # One table for all types does not tell their rates apart: samples do, and payloads
+                # say what they come to where all of them are of one stream.
+                rates = [sampled / weight]
+                if not self._layout.slots and slopes[:, 1].any():
+                    share = rates[0] * slopes[:, 2].sum() / slopes[:, 1].sum()
+                    rates = [share * paid[s] * pooled[s] for s in range(self._stages)]
             else:
                 rates = [paid[s] * mean_entropy(symbols[s, types]) for s in range(self._stages)]
             if np.isfinite(rates).all() and numel[members].any():

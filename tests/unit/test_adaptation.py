@@ -133,6 +133,18 @@ def test_adaptive_reaches_the_nearest_rate():
         assert records[-1].coded_bits < bits + 0.3
 
 
+@pytest.mark.parametrize("coding", ["main", "alternating"])
+def test_both_codings_reach_the_bits_asked_for(coding):
+    settings = Settings(bits=3, coding=coding, topology="allgather", rules={"fc*": {"bits": 4}})
+    ((_, records, exchange, _),) = run(1, settings, steps=60)
+    numel = [int(np.prod(shape)) for _, shape in SHAPES]
+    wanted = (3 * numel[0] + 4 * numel[1] + 3 * numel[2]) / sum(numel)
+    assert np.mean([r.coded_bits for r in records[50:]]) == pytest.approx(wanted, rel=0.02)
+    assert len(
+        {int(t) for b in exchange.routes.buffers for c in b.chunks for t in c.segments["type"]}
+    ) == (1 if coding == "alternating" else 3)
+
+
 def lgreco(error, **more):
     """Coded bits and total squared error with and without L-GreCo, after its first choice."""
     out = []
