@@ -13,6 +13,10 @@ import horovod_qoda.torch as hvd
 STEPS, STOP = 24, 11
 
 
+KINDS = ("adam", "qoda", "separated", "stock")
+"""The last: QODA whose gradients travel by stock Horovod, which keeps vectors of its own."""
+
+
 def build(kind):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 64))
@@ -22,9 +26,11 @@ def build(kind):
     }
     if kind == "adam":
         optimizer = hvd.DistributedOptimizer(torch.optim.Adam(model.parameters()), **options)
-    else:
-        optimizer = hvd.DistributedQODA(model.parameters(), lr=0.5, **options)
-    return model, optimizer
+        return model, optimizer
+    if kind == "stock":
+        options["compression"] = hvd.Compression.none
+    variant = "separated" if kind == "separated" else "coupled"
+    return model, hvd.DistributedQODA(model.parameters(), lr=0.5, variant=variant, **options)
 
 
 def step(model, optimizer, number):
@@ -40,7 +46,7 @@ def bits(model):
 
 
 def main(folder, mode):
-    for kind in ("adam", "qoda"):
+    for kind in KINDS:
         shared = Path(folder) / f"{kind}.pt"
         local = Path(folder) / f"{kind}.{hvd.rank()}.pt"
         model, optimizer = build(kind)
