@@ -56,8 +56,9 @@ class Waiting:
         self._rank, self._what = rank, what
         self._since = time.monotonic()
         self._warn_s, self._end_s = stall_limits()
-        # Horovod warns on rank 0; rank 1 speaks where rank 0 cannot, and the others need not.
-        self._warned = not self._warn_s or rank != 1
+        # Two speak for all, in case one of them is who is missing: Horovod's own warning comes from
+        # rank 0 alone, and does not come for ranks that wait in hvd.join().
+        self._warned = not self._warn_s or rank > 1
         self._restore = False
 
     def __enter__(self) -> Waiting:

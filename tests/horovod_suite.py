@@ -31,8 +31,8 @@ from launch import run as launcher
 RELEASE = "0.19.5"
 """Of the tests, not of the Horovod that runs them."""
 
-UNSOUND = "test_horovod_allgather_grad"
-"""Fails with stock Horovod 0.28.1 and leaves its ranks at different places of the file."""
+UNSOUND = ("allgather_grad", "broadcast_grad", "join_allreduce")
+"""Fail with stock Horovod 0.28.1 and leave its ranks at different places of the file."""
 
 IMPORT = "import horovod.torch as hvd"
 
@@ -138,7 +138,7 @@ def main() -> int:
         text = args.tests.read_text() if args.tests else download(folder)
         if IMPORT not in text:
             raise SystemExit(f"no line {IMPORT!r} to change in the tests")
-        extra = ["-k", args.k or f"not {UNSOUND}"]
+        extra = ["-k", args.k or " and ".join(f"not {x}" for x in UNSOUND)]
         changed = text.replace(IMPORT, "import horovod_qoda.torch as hvd")
         stock = run(text, folder / "stock", args.np, args.limit, extra)
         plugin = run(changed, folder / "plugin", args.np, args.limit, extra)

@@ -48,7 +48,7 @@ def broken(*ignored):
 
 
 for step in range(100 if what == "wait" else 10):
-    if step == AT and what == "freeze":
+    if step == AT and what in ("freeze", "join"):
         # Horovod has read these long ago; from here on they are the limits of this package alone.
         os.environ["HOROVOD_STALL_CHECK_TIME_SECONDS"] = "2"
         os.environ["HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"] = "4"
