@@ -30,6 +30,7 @@ ALLOCATION_ERRORS = ("squared", "frobenius", "relative")
 RULE_KEYS = (
     "bits", "quantizer", "bucket_size", "norm", "levels", "low_rank", "sensitivity"
 )  # fmt: skip
+LOW_RANK = 4
 KIND_PREFIX = "type:"
 """A rule whose pattern begins so names a kind of layer, not a layer."""
 ENV_PREFIX = "HOROVOD_QODA_"
@@ -66,7 +67,7 @@ class Settings:
         None, "number s of inner levels of level quantizers, 0..126; default: the s nearest to bits"
     )
     # The largest rank of the paper's experiments (arXiv 1905.13727).
-    low_rank: int = _option(4, "rank of the matrices that powersgd sends, 1 to 65536")
+    low_rank: int = _option(LOW_RANK, "rank of the matrices that powersgd sends, 1 to 65536")
     # Exact minimisation costs rank 0 some 10 ms an update and type, one ratio a tenth of it.
     level_solver: str = _option(
         "alq", "how adaptive levels are fitted: alq (coordinate descent) or amq (one ratio)"
@@ -128,6 +129,15 @@ class Settings:
         _integer("threads", self.threads, 1, 1024)
         for pattern, rule in self.rules.items():
             _check_rule(pattern, rule)
+        quantizers = [
+            self.quantizer,
+            *(r.get("quantizer") for r in self.rules.values() if _is_dict(r)),
+        ]
+        if self.low_rank != LOW_RANK and "powersgd" not in quantizers:
+            raise ValueError(
+                f"low_rank = {self.low_rank} has no effect: no layer is sent by powersgd; set "
+                "quantizer='powersgd', or low_rank in a rule"
+            )
         fixed = [self.levels, *(r.get("levels") for r in self.rules.values() if _is_dict(r))]
         if self.allocation != "none" and any(levels is not None for levels in fixed):
             raise ValueError("allocation chooses the number of levels: leave levels unset")
@@ -298,7 +308,7 @@ def _check_rule(pattern: str, rule: Any) -> None:
             f"rules[{pattern!r}]: low_rank is for quantizer powersgd, not {changes['quantizer']}"
         )
     try:
-        Settings(**changes)
+        Settings(**({"quantizer": "powersgd"} if "low_rank" in changes else {}) | changes)
     except (TypeError, ValueError) as e:
         raise type(e)(f"rules[{pattern!r}]: {e}") from None
 

@@ -142,8 +142,7 @@ class Adaptation:
 
         Args:
             symbols: counts of coded symbols, int64 [stages, types, 256].
-            coded: payload bits since the last update and the coordinates they stand for, int64
-                [stages, 2].
+            coded: payload bits and the coordinates they stand for, int64 [stages, 2].
         """
         counts = {
             "symbols": symbols,

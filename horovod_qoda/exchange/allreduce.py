@@ -11,10 +11,16 @@ from horovod_qoda.exchange.worker import Steps
 
 
 def allreduce(step: Step, buffer: ExchangeBuffer) -> Steps:
-    """Job that sums one buffer over all ranks and leaves the mean in ``buffer.mean``."""
+    """Job that sums one buffer over all ranks and leaves the mean in ``buffer.mean``.
+
+    The buffer itself goes first: ranks that ask for a handshake meanwhile ask under its name.
+    """
     if not buffer.plan.size:
         return
     index, count = buffer.plan.index, step.transport.size
+    step.tally.payload_bytes += buffer.values.nbytes
+    total = yield step.transport.allreduce(step.name(index, 0), buffer.values)
+    np.multiply(total, np.float32(1 / count), out=buffer.mean)
     if step.wants_sums:
         if buffer.previous is None:
             buffer.previous = np.zeros_like(buffer.values)
@@ -25,6 +31,3 @@ def allreduce(step: Step, buffer: ExchangeBuffer) -> Steps:
         gathered = yield step.transport.allgather(step.name(index, 0) + ".sums", own)
         pairs = gathered.reshape(-1, 2)
         step.sums[index, 0] = (sum(pairs[:, 0]) / count**2, sum(pairs[:, 1]) / count**2)
-    step.tally.payload_bytes += buffer.values.nbytes
-    total = yield step.transport.allreduce(step.name(index, 0), buffer.values)
-    np.multiply(total, np.float32(1 / count), out=buffer.mean)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from horovod_qoda.exchange.adaptation import STAGES, Adaptation, is_update, mean_entropy
-from horovod_qoda.exchange.handshake import agree, object_of_root, roll_call
+from horovod_qoda.exchange.handshake import agree, gather_objects, object_of_root, roll_call
 from horovod_qoda.exchange.observations import sum_over_ranks
 from horovod_qoda.exchange.records import ExchangeRecord
 from horovod_qoda.exchange.routes import Routes
@@ -72,6 +72,7 @@ class Exchange:
         hosts: Hosts | None = None,
     ) -> None:
         self.layout, self.settings, self.transport = layout, settings, transport
+        self._known_hosts = hosts
         self.routes = Routes(layout, settings, transport, hosts)
         self.topology = self.routes.topology
         self.wants_sums = wants_sums
@@ -89,11 +90,10 @@ class Exchange:
         self._lock = threading.Lock()
         self._step: Step | None = None
         self._jobs: list[Job] = []
-        # Payload bits and coordinates of each stage since the last update: one exchange's rate is
-        # too noisy to steer by.
-        self._coded = np.zeros((STAGES, 2), np.int64)
+        self._types = [f"{t.kind} {t.quantizer} {t.layer}".strip() for t in layout.types]
         self._agreed = False
         self._local_number: int | None = None
+        self._loaded = False
         # The worker's thread must not outlive the exchange that nobody holds any more.
         weakref.finalize(self, self._worker.stop)
         self._raw_bytes = sum(x.numel * _ITEMSIZE.get(x.dtype, 4) for x in layout.layers)
@@ -111,19 +111,27 @@ class Exchange:
         """Compares settings and layout over ranks, once; raises MismatchError on every rank."""
         if not self._agreed:
             # Ranks that see no reason to agree send their first buffer under this name.
-            roll_call(self.transport, f"{self.name}.buffer0.stage0")
+            roll_call(self.transport, f"{self.name}.buffer0.stage0", self._known_hosts)
             agree(self.transport, self.name, self.settings, self.layout)
             # Scripts load a checkpoint on rank 0 and broadcast: what adapts follows rank 0 too.
-            state = object_of_root(self.transport, self.name + ".state", self.state_dict())
+            mine = {"loaded": self._loaded, **self.state_dict()}
+            state = object_of_root(self.transport, self.name + ".state", mine)
             if self.transport.rank:
                 self._adopt(state)
-            self._agreed = True
-            if self._local_number not in (None, self.number):
-                raise ValueError(
-                    f"rank {self.transport.rank}: the local state is of exchange "
-                    f"{self._local_number}, the checkpoint of exchange {self.number}"
-                )
+                if state["loaded"] and not self._loaded:
+                    self.routes.forget()
+            self._check_local_numbers()
+            self._agreed, self._loaded = True, False
             self._local_number = None
+
+    def _check_local_numbers(self) -> None:
+        numbers = gather_objects(self.transport, self.name + ".local", self._local_number)
+        for rank, number in enumerate(numbers):
+            if number not in (None, self.number):
+                raise ValueError(
+                    f"rank {rank}: the local state is of exchange {number}, the checkpoint of "
+                    f"exchange {self.number}"
+                )
 
     def disagree(self) -> None:
         """State was loaded on some rank: :meth:`agree` asks again before the next exchange."""
@@ -166,8 +174,6 @@ class Exchange:
         if step.topology != "raw":
             self.adaptation.follow(self.routes.coded, age)
             self.routes.power_sgd.follow(self._buffers, age)
-        for stage, (bits, count) in step.tally.coded.items():
-            self._coded[stage] += bits, count
         if step.histogram is not None:
             self._update(step)
         if self.routes.trial is not None:
@@ -203,6 +209,7 @@ class Exchange:
             "since": self._since,
             "stream": self._stream,
             "settings": self.settings.canonical(),
+            "types": self._types,
             "adaptation": self.adaptation.state_dict(),
             "power_sgd": self.routes.power_sgd.state_dict(),
             "winner": self.routes.trial.winner if self.routes.trial else None,
@@ -220,7 +227,7 @@ class Exchange:
         self._agreed = False
         self._local_number = None
         self.routes.forget()
-        self._coded = np.zeros_like(self._coded)
+        self._loaded = True
         anew = ["differences from the previous exchange"] if self.wants_sums else []
         anew += ["PowerSGD's residuals"] if self.routes.power_sgd.parts else []
         if anew and self.number and self.transport.rank == 0:
@@ -235,7 +242,6 @@ class Exchange:
             "exchange": self.number,
             "rank": self.transport.rank,
             "ranks": self.transport.size,
-            "coded": self._coded.tolist(),
             "vectors": self.routes.local_state(),
         }
 
@@ -250,7 +256,6 @@ class Exchange:
                 f"loaded by rank {here[0]} of {here[1]}; without it differences start at zero"
             )
         self.routes.load_local_state(state["vectors"])
-        self._coded = np.array(state["coded"], np.int64)
         self._local_number = int(state["exchange"])
 
     def close(self) -> None:
@@ -263,6 +268,12 @@ class Exchange:
             logger().warning(
                 f"compression settings have changed ({', '.join(changed)}): what compression had "
                 "adapted starts anew"
+            )
+            self._since = int(state["exchange"])
+        elif state["types"] != self._types:
+            logger().warning(
+                "the layers' types are others than in the checkpoint (was the model passed with "
+                "model=, then and now?): what compression had adapted starts anew"
             )
             self._since = int(state["exchange"])
         else:
@@ -316,8 +327,10 @@ class Exchange:
     def _update(self, step: Step) -> None:
         assert step.histogram is not None
         since = self._age(step.number)
-        coded, self._coded = self._coded, np.zeros_like(self._coded)
-        counts, amounts = self.adaptation.observe(self.routes.coded, step.histogram, coded, since)
+        coded = [step.tally.coded.get(stage, (0, 0)) for stage in range(STAGES)]
+        counts, amounts = self.adaptation.observe(
+            self.routes.coded, step.histogram, np.array(coded, np.int64), since
+        )
         amounts |= self.routes.power_sgd.observe(since)
         name = self.name + ".update"
         counts, amounts = sum_over_ranks(self.transport, name, counts, amounts)

@@ -16,7 +16,7 @@ import numpy as np
 
 from horovod_qoda.layout import Layout, describe, first_difference
 from horovod_qoda.settings import Settings
-from horovod_qoda.transport import POLL_S, Handle, Transport
+from horovod_qoda.transport import POLL_S, Handle, Hosts, Transport
 from horovod_qoda.waiting import Waiting
 
 CALL = b"horovod_qoda: a rank asks for a handshake"
@@ -36,13 +36,14 @@ class MismatchError(RuntimeError):
     """Ranks disagree about settings, model or parameters."""
 
 
-def roll_call(transport: Transport, name: str) -> None:
+def roll_call(transport: Transport, name: str, hosts: Hosts | None = None) -> None:
     """Do all ranks want a handshake? Asked under the name of an exchange's first collective.
 
     Settings may change and state may be loaded during training. A rank where that was forgotten
     goes on with its next exchange; under its name it receives this call instead of payloads, or a
     sum of another shape, and both sides end with an error instead of waiting for each other.
-    Horovod tells collectives apart by kind and name, so the call goes out as each kind.
+    Horovod tells collectives apart by kind and name, so the call goes out as each kind; where hosts
+    are known it goes out inside this one too, which is where two levels begin.
 
     Raises:
         MismatchError: this rank changed something and another did not.
@@ -56,6 +57,10 @@ def roll_call(transport: Transport, name: str) -> None:
         (transport.alltoall(name, everyone, np.full(count, _CALL_BYTES, np.int32)), everyone),
         (transport.allreduce(name, np.ones(1, np.float32)), np.full(1, count, np.float32)),
     ]
+    if hosts is not None:
+        inside = np.tile(mine, hosts.inside.size)
+        splits = np.full(hosts.inside.size, _CALL_BYTES, np.int32)
+        expected.append((hosts.inside.alltoall(name + ".host", inside, splits), inside))
     with Waiting(transport.rank, f"the other ranks' handshake ({name})") as waiting:
         while expected:
             here = [x for x in expected if x[0].done()]

@@ -159,8 +159,8 @@ def low_rank(step: Step, buffer: ExchangeBuffer, state: LowRank) -> Steps:
     not finite on some rank is not finite in P, hence NaN in every rank's mean; its residual and Q
     stay as they were, so one bad step costs one step.
 
-    The mean is the same bits everywhere as far as NumPy's QR and matrix product are: on ranks with
-    one NumPy build and one kind of processor.
+    The mean is the same bits everywhere, also on unlike processors: P̂ is rank 0's, and P̂ Qᵀ is
+    summed column by column, by products and sums that IEEE 754 fixes.
     """
     if not state.matrices:
         return
@@ -175,6 +175,16 @@ def low_rank(step: Step, buffer: ExchangeBuffer, state: LowRank) -> Steps:
     bases = {}
     for m, p in zip(state.matrices, _split(total, state, "rows"), strict=True):
         bases[m.layer] = np.linalg.qr(p)[0] if np.isfinite(p).all() else None
+    # QR's last bits depend on the processor and on BLAS's threads: rank 0's is everybody's.
+    found = {layer: basis for layer, basis in bases.items() if basis is not None}
+    if found:
+        sent = _join(list(found.values())) if step.transport.rank == 0 else np.zeros(0, np.float32)
+        step.tally.payload_bytes += sent.nbytes
+        agreed = yield step.transport.allgather(step.name(index, 0) + ".basis", sent)
+        at = 0
+        for layer, mine in found.items():
+            bases[layer] = agreed[at : at + mine.size].reshape(mine.shape)
+            at += mine.size
 
     own = {m.layer: _project(views[m.layer], bases[m.layer], state, m) for m in state.matrices}
     wide = _join([own[m.layer] for m in state.matrices])
@@ -188,7 +198,7 @@ def low_rank(step: Step, buffer: ExchangeBuffer, state: LowRank) -> Steps:
             views[m.layer].fill(np.nan)
             continue
         q = q * np.float32(1 / count)
-        np.matmul(basis, q.T, out=mean)
+        product(basis, q, mean)
         views[m.layer] -= basis @ own[m.layer].T
         state.renew(m, q, step.number)
     if step.wants_sums:
@@ -213,6 +223,15 @@ def _sums(step: Step, buffer: ExchangeBuffer, state: LowRank, left: np.ndarray) 
     gathered = yield step.transport.allgather(step.name(index, 0) + ".sums", pair)
     pairs = gathered.reshape(-1, 2)
     step.sums[index, 0] = (sum(pairs[:, 0]) / count**2, sum(pairs[:, 1]) / count**2)
+
+
+def product(basis: np.ndarray, q: np.ndarray, out: np.ndarray) -> None:
+    """out = basis qᵀ without BLAS, whose order of summation is its own affair."""
+    np.multiply.outer(basis[:, 0], q[:, 0], out=out)
+    term = np.empty_like(out)
+    for column in range(1, basis.shape[1]):
+        np.multiply.outer(basis[:, column], q[:, column], out=term)
+        out += term
 
 
 def _project(view: np.ndarray, basis: np.ndarray | None, state: LowRank, m: Matrix) -> np.ndarray:

@@ -16,6 +16,9 @@ SAMPLE = 16 * 1024
 _UNITS = 40
 """Bits of the largest amount in a row when it becomes an integer: 2^22 ranks fit into int64."""
 
+_NOTHING = -900
+"""Exponent that stands for a total of zero."""
+
 Arrays = dict[str, np.ndarray]
 
 
@@ -31,7 +34,9 @@ def sum_over_ranks(
     """
     units = {key: np.zeros(len(rows), np.int64) for key, rows in amounts.items()}
     if any(rows.size for rows in amounts.values()):
-        mine = np.concatenate([np.frexp(rows.sum(axis=1))[1] for rows in amounts.values()])
+        totals = np.concatenate([rows.sum(axis=1) for rows in amounts.values()])
+        # A rank that saw nothing of a row must not say how finely others may count.
+        mine = np.where(totals > 0, np.frexp(totals)[1], _NOTHING)
         gathered = transport.allgather(name + ".units", mine.astype(np.int64)).wait()
         largest = gathered.reshape(transport.size, -1).max(axis=0) - _UNITS
         ends = np.cumsum([len(rows) for rows in amounts.values()])[:-1]

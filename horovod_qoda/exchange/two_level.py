@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from horovod_qoda.exchange.buffer import ExchangeBuffer
+from horovod_qoda.exchange.handshake import NOT_EVERYWHERE, MismatchError
 from horovod_qoda.exchange.step import Step
 from horovod_qoda.exchange.worker import Steps
 from horovod_qoda.layout import Buffer, Layout, chunk_bounds
@@ -59,6 +60,8 @@ def two_level(
     splits = np.zeros(ranks, np.int32)
     splits[: len(bounds)] = [stop - start for start, stop in bounds]
     received, _ = yield hosts.inside.alltoall(step.name(index, 0) + ".host", whole.values, splits)
+    if received.dtype != np.float32 or received.size != ranks * own.plan.size:
+        raise MismatchError(NOT_EVERYWHERE)
 
     wire = own.scratch("wire", _HEAD + own.plan.size)
     if own.plan.size:

@@ -63,6 +63,11 @@ class LayerwiseCompressor(Compressor):
             ``(payload, ctx)``: a uint8 CPU tensor of the payload's true length, and what
             :meth:`decompress` needs to know of the tensor.
         """
+        if self.settings.quantizer == "powersgd":
+            raise ValueError(
+                "quantizer='powersgd' does not compress tensor by tensor: its factors are sums "
+                "over ranks; pass Compression.layerwise to this package's DistributedOptimizer"
+            )
         number = next(_draws) if draw is None else draw
         if not tensor.is_floating_point():
             raise TypeError(f"only floating-point tensors can be quantised, not {tensor.dtype}")

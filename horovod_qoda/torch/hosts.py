@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import zlib
 from typing import Any
 
 import horovod.torch as hvd
@@ -13,9 +15,11 @@ from horovod_qoda.settings import Settings
 from horovod_qoda.transport import HorovodTransport, Hosts, Transport
 
 _sets: dict[tuple[int, ...], Any] = {}
-"""Process sets made here, by their ranks: Horovod refuses to make one twice."""
+"""Process sets in use, by their ranks: Horovod refuses to make one twice."""
 
-_ENABLE = "set HOROVOD_DYNAMIC_PROCESS_SETS=1, or call hvd.init(process_sets='dynamic')"
+_ENABLE = (
+    "set HOROVOD_DYNAMIC_PROCESS_SETS=1 on every host, or call hvd.init(process_sets='dynamic')"
+)
 
 
 def find_hosts(process_set: Any, transport: Transport, settings: Settings) -> Hosts | None:
@@ -33,6 +37,8 @@ def find_hosts(process_set: Any, transport: Transport, settings: Settings) -> Ho
     if settings.topology not in ("auto", "measured", "two_level"):
         return None
     try:
+        if settings.allocation != "none":
+            raise _Impossible("allocation='lgreco' weighs whole layers, not shards of them")
         return _hosts(process_set, transport)
     except _Impossible as why:
         if settings.topology == "two_level":
@@ -49,17 +55,20 @@ def _hosts(process_set: Any, transport: Transport) -> Hosts:
         raise _Impossible("there is one rank")
     if int(process_set.process_set_id) != 0:
         raise _Impossible("the optimizer has a process set of its own")
-    mine = np.array([hvd.cross_rank(), hvd.local_rank(), hvd.local_size()], np.int64)
-    table = transport.allgather("horovod_qoda.hosts", mine).wait().reshape(-1, 3)
-    hosts, places, sizes = table.T
+    dynamic = os.environ.get("HOROVOD_DYNAMIC_PROCESS_SETS", "0") not in ("", "0")
+    mine = np.array([zlib.crc32(socket.gethostname().encode()), dynamic], np.int64)
+    table = transport.allgather("horovod_qoda.hosts", mine).wait().reshape(-1, 2)
+    hosts = table[:, 0]
+    sizes = np.unique(hosts, return_counts=True)[1]
+    places = np.array([np.count_nonzero(hosts[:r] == hosts[r]) for r in range(len(hosts))])
     each = int(sizes[0])
-    if each == 1:
-        raise _Impossible("every host has one rank")
-    if len(set(hosts.tolist())) == 1:
+    if len(sizes) == 1:
         raise _Impossible("there is one host")
     if (sizes != each).any():
         raise _Impossible(f"hosts have from {sizes.min()} to {sizes.max()} ranks")
-    if os.environ.get("HOROVOD_DYNAMIC_PROCESS_SETS", "0") in ("", "0"):
+    if each == 1:
+        raise _Impossible("every host has one rank")
+    if not table[:, 1].all():
         if transport.rank == 0:
             logger().info(
                 f"{each} ranks share each host; summing there first would send 1/{each} of the "
@@ -78,10 +87,11 @@ def _hosts(process_set: Any, transport: Transport) -> Hosts:
 
 
 def _make(ranks: tuple[int, ...]) -> None:
-    known = _sets.get(ranks)
-    # After hvd.shutdown() Horovod has forgotten its sets.
-    if (
-        known is None
-        or known.process_set_id not in hvd.mpi_ops._basics._get_process_set_ids_and_ranks()
-    ):
+    """Makes a process set, or takes the one that the script has made of the same ranks."""
+    basics = hvd.mpi_ops._basics
+    known = {tuple(r): number for number, r in basics._get_process_set_ids_and_ranks().items()}
+    if ranks not in known:  # also after hvd.shutdown(), which forgets all sets
         _sets[ranks] = hvd.add_process_set(list(ranks))
+    elif ranks not in _sets or _sets[ranks].process_set_id != known[ranks]:
+        _sets[ranks] = hvd.ProcessSet(list(ranks))
+        _sets[ranks].process_set_id = known[ranks]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from horovod_qoda.exchange import Exchange
-from horovod_qoda.exchange.low_rank import LowRank, matrix
+from horovod_qoda.exchange.low_rank import LowRank, matrix, product
 from horovod_qoda.exchange.low_rank_options import candidates, choose, tails
 from horovod_qoda.layout import build
 from horovod_qoda.settings import Settings
@@ -136,8 +136,10 @@ def test_means_are_the_same_bits_on_all_ranks_and_every_rank_sends_as_much_as_co
 
     first, *others = run(size, body, ranks=(1, 5, 7))
     sent = 4 * sum(r * (s[0] + np.prod(s[1:])) for r, s in zip((1, 5, 7), SHAPES, strict=True))
-    assert first[1] == sent
+    # Rank 0 also sends the bases that all ranks use.
+    assert first[1] == sent + 4 * sum(r * s[0] for r, s in zip((1, 5, 7), SHAPES, strict=True))
     for other in others:
+        assert other[1] == sent
         assert all(a.tobytes() == b.tobytes() for a, b in zip(first[0], other[0], strict=True))
         assert all(first[2][k].tobytes() == other[2][k].tobytes() for k in first[2])
 
@@ -461,7 +463,8 @@ def test_an_exchange_that_resumes_goes_on_with_the_same_bits(allocation):
     for results in ((straight, resumed), second[:2]):
         for a, b in zip(*results, strict=True):
             assert all(x.tobytes() == y.tobytes() for x, y in zip(a, b, strict=True))
-    numbers = sum(r * (MODEL[i][1][0] + MODEL[i][1][1]) for i, r in ranks.items())
+    # Of rank 0, which also sends the bases.
+    numbers = sum(r * (2 * MODEL[i][1][0] + MODEL[i][1][1]) for i, r in ranks.items())
     raw = sum(int(np.prod(s)) for n, s in MODEL[2:])
     # One-dimensional and thin layers travel in a payload of their own, with a header.
     assert 0 <= record.payload_bytes - 4 * (numbers + raw) < 2048
@@ -506,3 +509,18 @@ def test_warm_starts_that_differ_between_ranks_still_give_one_mean():
 
     first, second = with_exchanges(2, settings, body)
     assert all(a.tobytes() == b.tobytes() for a, b in zip(first, second, strict=True))
+
+
+def test_products_are_the_same_bits_whatever_blas_does():
+    """The mean is summed column by column in float32, as IEEE 754 fixes it."""
+    rng = np.random.default_rng(new_seed())
+    basis = rng.standard_normal((37, 5)).astype(np.float32)
+    q = rng.standard_normal((53, 5)).astype(np.float32)
+    out = np.empty((37, 53), np.float32)
+    product(basis, q, out)
+    for i, j in ((0, 0), (36, 52), (11, 30)):
+        total = basis[i, 0] * q[j, 0]
+        for k in range(1, 5):
+            total = np.float32(total + np.float32(basis[i, k] * q[j, k]))
+        assert out[i, j] == total
+    assert np.allclose(out, basis @ q.T, rtol=1e-5, atol=1e-5)
