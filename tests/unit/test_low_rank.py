@@ -95,8 +95,8 @@ def test_a_mean_of_no_higher_rank_is_exact(size):
         for layer, mean in enumerate(means):
             want = np.mean([gradients(r)[layer] for r in range(size)], axis=0)
             scale = np.abs(want).max()
-            np.testing.assert_allclose(mean, want, atol=2e-5 * scale)
-            assert np.abs(residuals[layer]).max() < 2e-5 * scale * size
+            np.testing.assert_allclose(mean, want, atol=1e-4 * scale)
+            assert np.abs(residuals[layer]).max() < 1e-4 * scale * size
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
