@@ -118,7 +118,7 @@ class Exchange:
             state = object_of_root(self.transport, self.name + ".state", mine)
             if self.transport.rank:
                 self._adopt(state)
-                if state["loaded"] and not self._loaded:
+                if state["loaded"] and not self._loaded and self._local_number is None:
                     self.routes.forget()
             self._check_local_numbers()
             self._agreed, self._loaded = True, False
