@@ -190,6 +190,8 @@ class Settings:
                     changes["quantizer"] = "powersgd"
                 elif "bits" in changes and before.quantizer == "powersgd":
                     changes.setdefault("quantizer", "auto")
+                if changes.get("quantizer", before.quantizer) != "powersgd":
+                    changes["low_rank"] = LOW_RANK
                 merged = dataclasses.replace(before, **changes)
         return merged
 

@@ -8,7 +8,7 @@ from torch import nn
 import horovod_qoda.torch as hvd
 
 
-def main(topology: str, dynamic: str) -> None:
+def main(topology: str, dynamic: str, forgetful: str = "") -> None:
     hvd.init(process_sets="dynamic" if dynamic == "dynamic" else None)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 256))
@@ -22,7 +22,9 @@ def main(topology: str, dynamic: str) -> None:
     hvd.broadcast_parameters(model.state_dict(), root_rank=0)
     generator = torch.Generator().manual_seed(hvd.rank())
     try:
-        for _ in range(12):
+        for number in range(12):
+            if forgetful and number == 6 and hvd.rank() == 1:
+                optimizer.set_compression(topology=topology, bits=4)
             optimizer.zero_grad()
             inputs = torch.randn(16, 256, generator=generator)
             (model(inputs) - inputs).square().mean().backward()

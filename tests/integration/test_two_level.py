@@ -13,11 +13,11 @@ JOB = ROOT / "tests" / "integration" / "hosts_job.py"
 emulated = pytest.mark.skipif(bool(emulate.usable()), reason=emulate.usable() or "usable")
 
 
-def on_two_hosts(*words):
+def on_two_hosts(*words, ends_well=True):
     command = [sys.executable, "launch/emulate.py", "--hosts", "2", "--ranks-per-host", "2",
                "--timeout", "200", "--", sys.executable, str(JOB), *words]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert (done.returncode == 0) == ends_well, done.stdout + done.stderr
     return done
 
 
@@ -57,3 +57,9 @@ def test_on_one_host_every_rank_refuses(mpi_run):
         f"refused on rank {r}: topology='two_level' is not possible here: there is one host" in out
         for r in range(2)
     ), out
+
+
+@emulated
+def test_settings_changed_on_one_rank_alone_end_the_job_with_the_reason():
+    done = on_two_hosts("two_level", "dynamic", "forgetful", ends_well=False)
+    assert "MismatchError" in done.stderr and "set_compression() on every rank" in done.stderr
