@@ -76,7 +76,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST, or: digits")
     parser.add_argument("--name", default="wgan", help="results go to RUNS/NAME")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--eval-every", type=_positive, default=100, help="steps")
+    parser.add_argument("--eval-every", type=_positive, default=250, help="steps")
     parser.add_argument("--progress", type=float, default=5.0, help="seconds between updates")
     settings.add_arguments(parser)  # QODA: --bits, --quantizer, --topology, --rule, ...
     # QODA: both players are 12 MB, one buffer by default; with two the first leaves during backward
