@@ -27,6 +27,7 @@ import _progress
 import _text
 import numpy as np
 import torch
+from _arguments import plain, positive
 from _transformer_xl import Shape, TransformerXL
 from torch import Tensor
 
@@ -45,13 +46,13 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--compression", choices=["layerwise", "none", "fp16"], default="layerwise")
     parser.add_argument("--optimizer", choices=["adam", "sgd"], default="adam")
-    parser.add_argument("--steps", type=_positive, default=300)
+    parser.add_argument("--steps", type=positive, default=300)
     # Not tuned: what matters is that all compressors that are compared have the same.
     parser.add_argument("--lr", type=float, default=2e-3, help="at its highest, after the warm-up")
     parser.add_argument("--lr-warmup", type=int, default=20, help="steps over which lr rises")
     parser.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient")
-    parser.add_argument("--batch", type=_positive, default=8, help="streams of text a rank")
-    parser.add_argument("--segment", type=_positive, default=64, help="symbols a stream and step")
+    parser.add_argument("--batch", type=positive, default=8, help="streams of text a rank")
+    parser.add_argument("--segment", type=positive, default=64, help="symbols a stream and step")
     for field in dataclasses.fields(Shape)[1:]:
         parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
     parser.add_argument("--data", type=Path, help="folder of WikiText; default: Python's sources")
@@ -60,18 +61,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model-seed", type=int, default=0, help="of weights and streams")
     parser.add_argument("--name", default="transformer-xl", help="results go to RUNS/NAME")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--eval-every", type=_positive, default=100, help="steps")
-    parser.add_argument("--eval-symbols", type=_positive, default=32768, help="of held-out text")
+    parser.add_argument("--eval-every", type=positive, default=100, help="steps")
+    parser.add_argument("--eval-symbols", type=positive, default=32768, help="of held-out text")
     parser.add_argument("--progress", type=float, default=5.0, help="seconds between updates")
     settings.add_arguments(parser)  # QODA: --bits, --quantizer, --topology, --rule, ...
     return parser.parse_args()
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
 
 
 def make_optimizer(args: argparse.Namespace, model: TransformerXL) -> Any:
@@ -159,7 +153,7 @@ def main() -> None:
     if first:
         count = sum(p.numel() for p in model.parameters())
         print(f"transformer_xl: {corpus.name}; {corpus.symbols:,} symbols; {count:,} parameters")
-    monitor.write("start", ranks=size, data=corpus.name, arguments=_plain(args))
+    monitor.write("start", ranks=size, data=corpus.name, arguments=plain(args))
     monitor.write("eval", **evaluate())
 
     bar = _progress.progress(args.steps, args.name, args.progress, shown=first)
@@ -193,7 +187,7 @@ def main() -> None:
             {
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),  # QODA: with what compression has adapted
-                "arguments": _plain(args),
+                "arguments": plain(args),
             },
             run / "checkpoint.pt",
         )
@@ -209,11 +203,6 @@ def learning_rate(step: int, warmup: int, steps: int) -> float:
         return (step + 1) / warmup
     done = min(1.0, (step - warmup) / max(1, steps - warmup))
     return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
-
-
-def _plain(args: argparse.Namespace) -> dict[str, Any]:
-    given = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    return {**given, **dataclasses.asdict(settings.from_arguments(args))}
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import _models
 import _plots
 import _progress
 import torch
+from _arguments import plain, positive
 from torch import Tensor, nn
 
 import horovod_qoda.torch as hvd  # QODA: instead of `import horovod.torch as hvd`
@@ -63,9 +64,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--optimizer", choices=list(DEFAULTS), default="qoda")
     parser.add_argument("--compression", choices=["layerwise", "none", "fp16"], default="layerwise")
     parser.add_argument("--model", choices=["dense", "conv"], default="dense")
-    parser.add_argument("--steps", type=_positive, default=1000, help="joint steps")
+    parser.add_argument("--steps", type=positive, default=1000, help="joint steps")
     # 32 images on each of 4 ranks are a batch of 128, and a dense step takes 0.05 s of one core.
-    parser.add_argument("--batch", type=_positive, default=32, help="images a rank and step")
+    parser.add_argument("--batch", type=positive, default=32, help="images a rank and step")
     parser.add_argument("--lr-g", type=float, help="generator's lr (default: by optimizer)")
     parser.add_argument("--lr-d", type=float, help="critic's lr (default: by optimizer)")
     parser.add_argument("--loss-scale", type=float, help="factor on both losses")
@@ -76,7 +77,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST, or: digits")
     parser.add_argument("--name", default="wgan", help="results go to RUNS/NAME")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--eval-every", type=_positive, default=250, help="steps")
+    parser.add_argument("--eval-every", type=positive, default=250, help="steps")
     parser.add_argument("--progress", type=float, default=5.0, help="seconds between updates")
     settings.add_arguments(parser)  # QODA: --bits, --quantizer, --topology, --rule, ...
     # QODA: both players are 12 MB, one buffer by default; with two the first leaves during backward
@@ -87,13 +88,6 @@ def parse() -> argparse.Namespace:
         if getattr(args, name) is None:
             setattr(args, name, value)
     return args
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
 
 
 def make_optimizer(args: argparse.Namespace, generator: nn.Module, critic: nn.Module) -> Any:
@@ -213,7 +207,7 @@ def main() -> None:
     evaluate = Evaluation(generator, optimizer, images) if first else None
     if evaluate is not None:
         print(f"wgan: {images.name}; {_models.parameters(generator, critic):,} parameters")
-        monitor.write("start", ranks=size, data=images.name, arguments=_plain(args))
+        monitor.write("start", ranks=size, data=images.name, arguments=plain(args))
         monitor.write("eval", **evaluate())
         start = evaluate.samples()[:64]
 
@@ -248,7 +242,7 @@ def main() -> None:
                 "generator": generator.state_dict(),
                 "critic": critic.state_dict(),
                 "optimizer": optimizer.state_dict(),  # QODA: with what compression has adapted
-                "arguments": _plain(args),
+                "arguments": plain(args),
                 "samples": panels,
             },
             run / "checkpoint.pt",
@@ -256,11 +250,6 @@ def main() -> None:
         _plots.samples(run / "samples.png", panels)
         _plots.curves(run / "curves.png", {args.compression: read_lines(run / "metrics.jsonl")})
         print(f"wgan: results are in {run}")
-
-
-def _plain(args: argparse.Namespace) -> dict[str, Any]:
-    given = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    return {**given, **dataclasses.asdict(settings.from_arguments(args))}
 
 
 if __name__ == "__main__":
