@@ -14,6 +14,8 @@ from collections.abc import Callable
 import numpy as np
 
 from horovod_qoda import theory
+from horovod_qoda.quantization.adaptive import fit_levels
+from horovod_qoda.quantization.histogram import normalised_histograms
 
 COORDINATES = 1 << 19
 BUCKET = 512
@@ -40,22 +42,10 @@ def exponential_levels(v: np.ndarray) -> np.ndarray:
     return np.concatenate([[0.0], 0.5 ** np.arange(LEVELS - 2, -1, -1)])
 
 
-def adaptive_levels(v: np.ndarray, sweeps: int = 300) -> np.ndarray:
-    """Coordinate descent of docs/theory.md §3 from uniform levels, on the data themselves."""
-    norms, r = _normalise(v)
-    order = np.argsort(r)
-    r = r[order]
-    weight = np.repeat(norms**2, BUCKET)[order] / (BUCKET * np.sum(norms**2))
-    mass = np.concatenate([[0.0], np.cumsum(weight)])
-    moment = np.concatenate([[0.0], np.cumsum(weight * r)])
-    levels = uniform_levels(v)
-    for _ in range(sweeps):
-        for j in range(1, LEVELS - 1):
-            low, high = np.searchsorted(r, levels[[j - 1, j + 1]])
-            inside = moment[high] - moment[low] - levels[j - 1] * (mass[high] - mass[low])
-            target = mass[high] - inside / (levels[j + 1] - levels[j - 1])
-            levels[j] = r[min(int(np.searchsorted(mass[1:], target)), r.size - 1)]
-    return levels
+def adaptive_levels(v: np.ndarray) -> np.ndarray:
+    """Those of docs/theory.md §3, fitted as the exchange fits them."""
+    _, weighted = normalised_histograms(v.astype(np.float32), BUCKET, "linf")
+    return fit_levels(weighted, LEVELS - 2)
 
 
 def level_point(v: np.ndarray, levels: np.ndarray) -> tuple[float, float]:
