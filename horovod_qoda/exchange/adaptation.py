@@ -64,6 +64,11 @@ def is_allocation(exchange: int) -> bool:
     return exchange in EARLY_ALLOCATIONS or (exchange + 1) % UPDATE_EVERY == 0
 
 
+def precedes_allocation(exchange: int) -> bool:
+    """True for the last ``AVERAGED`` exchanges up to an allocation: options are weighed on them."""
+    return any(is_allocation(exchange + k) for k in range(AVERAGED))
+
+
 class Adaptation:
     """State shared by all buffers of one optimizer; equal on all ranks.
 
@@ -131,9 +136,8 @@ class Adaptation:
 
     def follow(self, buffers: list[ExchangeBuffer], exchange: int) -> None:
         """Keeps samples of this rank's gradients over the exchanges before an allocation."""
-        ahead = next((k for k in range(AVERAGED) if is_allocation(exchange + k)), None)
-        if self._allocates and ahead is not None:
-            options.follow(self._layout, buffers, anew=ahead == AVERAGED - 1)
+        if self._allocates and precedes_allocation(exchange):
+            options.follow(self._layout, buffers, anew=not precedes_allocation(exchange - 1))
 
     def observe(
         self, buffers: list[ExchangeBuffer], symbols: np.ndarray, coded: np.ndarray, exchange: int

@@ -264,17 +264,14 @@ class Exchange:
     def _adopt(self, state: dict[str, Any]) -> None:
         mine = self.settings.canonical()
         changed = [key for key in _ADAPTED if state["settings"].get(key) != mine[key]]
-        if changed:
-            logger().warning(
-                f"compression settings have changed ({', '.join(changed)}): what compression had "
-                "adapted starts anew"
-            )
-            self._since = int(state["exchange"])
-        elif state["types"] != self._types:
-            logger().warning(
+        why = f"compression settings have changed ({', '.join(changed)})" if changed else ""
+        if not changed and state["types"] != self._types:
+            why = (
                 "the layers' types are others than in the checkpoint (was the model passed with "
-                "model=, then and now?): what compression had adapted starts anew"
+                "model=, then and now?)"
             )
+        if why:
+            logger().warning(f"{why}: what compression had adapted starts anew")
             self._since = int(state["exchange"])
         else:
             self.adaptation.load_state_dict(state["adaptation"])

@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from horovod_qoda.exchange.adaptation import is_allocation
+from horovod_qoda.exchange.adaptation import is_allocation, precedes_allocation
 from horovod_qoda.exchange.buffer import ExchangeBuffer
 from horovod_qoda.exchange.low_rank import LowRank, low_rank, matrix
 from horovod_qoda.exchange.low_rank_options import MOST, candidates, choose, tails
 from horovod_qoda.exchange.observations import Arrays
-from horovod_qoda.exchange.options import AVERAGED
 from horovod_qoda.exchange.step import Step
 from horovod_qoda.exchange.worker import Steps
 from horovod_qoda.layout import Layout
@@ -56,13 +55,13 @@ class PowerSGD:
 
     def follow(self, buffers: list[ExchangeBuffer], exchange: int) -> None:
         """Adds this rank's gradients up over the exchanges before an allocation."""
-        ahead = next((k for k in range(AVERAGED) if is_allocation(exchange + k)), None)
-        if self._settings.allocation == "none" or ahead is None:
+        if self._settings.allocation == "none" or not precedes_allocation(exchange):
             return
+        first = not precedes_allocation(exchange - 1)
         for index, part in self.parts.items():
             # One gradient that is not finite would spoil the sum; the others say enough.
             now = np.where(np.isfinite(buffers[index].values), buffers[index].values, np.float32(0))
-            anew = ahead == AVERAGED - 1 or part.summed is None
+            anew = first or part.summed is None
             part.summed = now if anew else part.summed + now
 
     def observe(self, exchange: int) -> Arrays:
