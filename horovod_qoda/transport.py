@@ -20,6 +20,10 @@ from horovod_qoda.waiting import EQUAL_BATCHES, Waiting
 POLL_S = 0.0005
 """Longest sleep between two polls; Horovod's own cycle is 1 ms, so shorter buys little."""
 
+LOST_S = 1.0
+"""How often a handle that is not done is checked for having come too late. Horovod 0.28.1 tests for
+its shutdown and then queues the tensor; one queued in between is never reported."""
+
 
 class Handle(ABC):
     """A collective under way."""
@@ -140,15 +144,38 @@ class _HorovodHandle(Handle):
     ) -> None:
         self._hvd, self._handle, self._convert = hvd, handle, convert
         self.rank, self.name = rank, name
+        self._look_at = time.monotonic() + LOST_S
+        self._lost = False
 
     def done(self) -> bool:
-        return self._hvd.poll(self._handle)
+        if self._hvd.poll(self._handle):
+            return True
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + LOST_S
+            # In this order: what was in the queue at the end has been told before.
+            self._lost = _has_ended(self._hvd) and not self._hvd.poll(self._handle)
+        return self._lost
 
     def result(self) -> Any:
         try:
+            if self._lost:
+                raise self._hvd.HorovodInternalError("Horovod had been shut down before")
             return self._convert(self._hvd.synchronize(self._handle))
         except self._hvd.HorovodInternalError as e:
             raise _explained(e, self.rank, self.name) from None
+
+
+def _has_ended(hvd: Any) -> bool:
+    """Whether Horovod's thread has left its loop; nobody will look into its queue again."""
+    try:
+        # hvd.is_initialized() stays true where another rank asked for the shutdown.
+        hvd.mpi_ops._basics._get_process_set_ids_and_ranks()
+    except ValueError:
+        return True
+    except RuntimeError:  # the table changes just now
+        pass
+    return False
 
 
 def _explained(error: Exception, rank: int, name: str) -> Exception:

@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 
+import horovod.torch
 import torch
 
 import horovod_qoda.torch as hvd
@@ -58,6 +59,12 @@ for step in range(100 if what == "wait" else 10):
         if what == "join":
             hvd.join()
             break
+        if what == "late":
+            time.sleep(2)
+            sys.exit(0)
+    if step == AT and what == "late":
+        # A tensor that came too late to be told of the shutdown: no poll will ever find it done.
+        horovod.torch.poll = lambda handle: False
         if what == "worker":
             optimizer._gradients.carrier.exchange.routes._flat = broken
     optimizer.zero_grad()
