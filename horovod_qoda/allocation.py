@@ -13,9 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-BINS = 10_000
-"""Steps into which the error budget is divided, as in L-GreCo's published code. A layer loses at
-most one of them by rounding up, 1e-4 of the budget."""
+BINS = 1_000
+"""Steps into which the error budget is divided where more combinations than this are worth keeping.
+A layer then loses at most one step. With 200 layers of 7 options the sizes found are 2e-4 above
+those found with 200 steps for each of these, in 0.04 s."""
 
 
 def allocate(
@@ -27,15 +28,17 @@ def allocate(
 ) -> list[int]:
     """Options that minimise the sum of sizes while the sum of errors stays within ``budget``.
 
-    Errors are rounded up to multiples of ``budget / bins``, so that the constraint holds for the
-    errors themselves. Time and memory are layers x options x bins.
+    Exact while no more than ``bins`` partial choices are worth keeping, as with six layers of five
+    options; beyond, one is kept for each multiple of ``budget / bins`` of the error. Errors
+    themselves are never rounded, so the constraint holds for them. Time and memory are at most
+    layers x options x bins.
 
     Args:
         sizes: for each layer, the size of each of its options; any unit, >= 0.
         errors: for each layer, the error of each option, >= 0; ``inf`` forbids an option.
         budget: largest sum of errors, >= 0; see :func:`error_budget`.
-        default: a choice to fall back on where rounding up makes everything smaller miss the
-            budget, or leaves nothing. It is used only if its own errors fit.
+        default: a choice to fall back on where the grid left nothing smaller. It is used only if
+            its own errors fit.
         bins: see :data:`BINS`.
 
     Returns:
@@ -134,40 +137,46 @@ def _programme(
     budget: float,
     bins: int,
 ) -> list[int] | None:
-    """The optimum on the grid of errors, or None where nothing fits."""
-    # least[b]: smallest size of the layers so far whose rounded errors add up to b bins or fewer.
-    least = np.zeros(bins + 1)
-    choices = []
+    """The cheapest choice, by the Pareto front of (error, size), layer by layer; or None."""
+    least = np.array([row.min() for row in errors])
+    ahead = np.append(np.cumsum(least[::-1])[::-1][1:], 0.0)
+    front_error, front_size = np.zeros(1), np.zeros(1)
     steps = []
-    for size, error in zip(sizes, errors, strict=True):
-        step = _in_bins(error, budget, bins)
-        now = np.full(bins + 1, math.inf)
-        choice = np.zeros(bins + 1, np.int32)
-        for option in range(len(size)):
-            used = int(step[option])
-            if used > bins:
-                continue
-            reached = least[: bins + 1 - used] + size[option]
-            better = reached < now[used:]
-            now[used:][better] = reached[better]
-            choice[used:][better] = option
-        least = now
-        choices.append(choice)
-        steps.append(step)
-    if not math.isfinite(least[bins]):
-        return None
-    left, chosen = bins, []
-    for choice, step in zip(reversed(choices), reversed(steps), strict=True):
-        chosen.append(int(choice[left]))
-        left -= int(step[chosen[-1]])
+    for size, error, to_come in zip(sizes, errors, ahead, strict=True):
+        all_errors = (error[:, None] + front_error).ravel()
+        all_sizes = (size[:, None] + front_size).ravel()
+        order = np.lexsort((all_sizes, all_errors))
+        # Some rounding is allowed for until the last layer, where nothing is left to come.
+        limit = (budget - to_come) * (1 + 1e-12 * bool(to_come))
+        order = order[: np.searchsorted(all_errors[order], limit, side="right")]
+        if not order.size:
+            return None
+        order = order[_falls(all_sizes[order])]
+        if order.size > bins:
+            order = order[_last_of_each(all_errors[order] * (bins / budget))]
+        steps.append(np.divmod(order, front_error.size))
+        front_error, front_size = all_errors[order], all_sizes[order]
+    state, chosen = -1, []
+    for options, before in reversed(steps):
+        chosen.append(int(options[state]))
+        state = before[state]
     return chosen[::-1]
 
 
-def _in_bins(error: npt.NDArray[np.float64], budget: float, bins: int) -> npt.NDArray[np.int64]:
-    """Errors rounded up to bins; bins + 1 for what cannot fit."""
-    if budget == 0:
-        return np.where(error == 0, 0, bins + 1)
-    return np.ceil(np.minimum(error / budget, 2.0) * bins).clip(0, bins + 1).astype(np.int64)
+def _falls(sizes: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Which are smaller than all before them."""
+    least = np.minimum.accumulate(sizes)
+    return np.append(True, least[1:] < least[:-1])
+
+
+def _last_of_each(positions: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Which of these rising positions are the last in a whole step; and the first of all.
+
+    The first has the least error: with it, a budget that can be kept is kept.
+    """
+    keep = np.append(np.diff(np.floor(positions)) > 0, True)
+    keep[0] = True
+    return keep
 
 
 def _total(rows: Sequence[npt.NDArray[np.float64]], choice: Sequence[int]) -> float:
