@@ -143,16 +143,17 @@ def _programme(
     front_error, front_size = np.zeros(1), np.zeros(1)
     steps = []
     for size, error, to_come in zip(sizes, errors, ahead, strict=True):
+        # Option by option, so that the errors are sorted runs.
         all_errors = (error[:, None] + front_error).ravel()
         all_sizes = (size[:, None] + front_size).ravel()
-        order = np.lexsort((all_sizes, all_errors))
+        order = np.argsort(all_errors, kind="stable")
         # Some rounding is allowed for until the last layer, where nothing is left to come.
         limit = (budget - to_come) * (1 + 1e-12 * bool(to_come))
         order = order[: np.searchsorted(all_errors[order], limit, side="right")]
         if not order.size:
             return None
         order = order[_falls(all_sizes[order])]
-        if order.size > bins:
+        if order.size > bins and budget:
             order = order[_last_of_each(all_errors[order] * (bins / budget))]
         steps.append(np.divmod(order, front_error.size))
         front_error, front_size = all_errors[order], all_sizes[order]
