@@ -6,11 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
-import numpy as np  # noqa: E402
+import numpy as np
+from matplotlib.figure import Figure
 
 SIDE = 28
 GRID = 8
@@ -24,15 +21,13 @@ def samples(path: Path, panels: Mapping[str, Any]) -> None:
     Args:
         panels: title -> pixels [n >= 64, 784] in [-1, 1], array or CPU tensor.
     """
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(3.6 * len(panels), 4.0), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(3.6 * len(panels), 4.0), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, (title, pixels) in zip(axes[0], panels.items(), strict=True):
         axis.imshow(_tiles(pixels), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
         axis.set_title(title, fontsize=11)
         axis.axis("off")
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def curves(path: Path, runs: Mapping[str, Lines]) -> None:
@@ -41,7 +36,8 @@ def curves(path: Path, runs: Mapping[str, Lines]) -> None:
     Args:
         runs: label -> lines of its metrics.jsonl (``horovod_qoda.monitor.read_lines``).
     """
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained")
+    figure = Figure(figsize=(11, 7.5), layout="constrained")
+    axes = figure.subplots(2, 2)
     for number, (label, lines) in enumerate(runs.items()):
         color = f"C{number}"
         _distance_by_step(axes[0, 0], label, lines, color)
@@ -64,7 +60,6 @@ def curves(path: Path, runs: Mapping[str, Lines]) -> None:
         axis.grid(alpha=0.3)
     _times(axes[1, 1], runs)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def _distance_by_step(axis: Any, label: str, lines: Lines, color: str) -> None:

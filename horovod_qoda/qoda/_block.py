@@ -45,6 +45,16 @@ def squared_distance(left: list[Tensor], right: list[Tensor]) -> float:
     return squared_norm(list(torch._foreach_sub(left, right)))
 
 
+def add_scaled(left: list[Tensor], right: list[Tensor], scale: float, out: list[Tensor]) -> None:
+    """out = left + scale · right; on CPU in one pass over memory instead of two."""
+    if left[0].device.type == "cpu":
+        for a, b, into in zip(left, right, out, strict=True):
+            torch.add(a, b, alpha=scale, out=into)
+    else:
+        torch._foreach_copy_(out, left)
+        torch._foreach_add_(out, right, alpha=scale)
+
+
 def _chunks(tensor: Tensor) -> tuple[Tensor, ...]:
     return tensor.reshape(-1).split(CHUNK)
 
@@ -96,8 +106,7 @@ class Block:
         """Π(X_1 + ηY), in `out` or in new tensors."""
         if out is None:
             out = [torch.empty_like(x) for x in self.initial]
-        torch._foreach_copy_(out, self.initial)
-        torch._foreach_add_(out, self.dual, alpha=eta)
+        add_scaled(self.initial, self.dual, eta, out)
         project_(self.params, out)
         return out
 
