@@ -148,7 +148,7 @@ def main() -> None:
     torch.manual_seed(args.model_seed * size + rank + 1)
     run = args.runs / args.name
     monitor = Monitor(run / "metrics.jsonl" if first else None)  # QODA:
-    optimizer.add_listener(monitor)  # QODA: called with the record of every exchange
+    monitor.watch(optimizer)  # QODA: every exchange is counted, now and then layer by layer
     evaluate = Evaluation(model, corpus, args)
     if first:
         count = sum(p.numel() for p in model.parameters())

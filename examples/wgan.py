@@ -204,7 +204,7 @@ def main() -> None:
     loader = batches(mine, args.batch, torch.initial_seed())
     run = args.runs / args.name
     monitor = Monitor(run / "metrics.jsonl" if first else None)  # QODA:
-    optimizer.add_listener(monitor)  # QODA: called with the record of every exchange
+    monitor.watch(optimizer)  # QODA: every exchange is counted, now and then layer by layer
     evaluate = Evaluation(generator, optimizer, images) if first else None
     if evaluate is not None:
         print(f"wgan: {images.name}; {_models.parameters(generator, critic):,} parameters")
