@@ -62,11 +62,11 @@ for step in range(100 if what == "wait" else 10):
         if what == "late":
             time.sleep(2)
             sys.exit(0)
+        if what == "worker":
+            optimizer._gradients.carrier.exchange.routes._flat = broken
     if step == AT and what == "late":
         # A tensor that came too late to be told of the shutdown: no poll will ever find it done.
         horovod.torch.poll = lambda handle: False
-        if what == "worker":
-            optimizer._gradients.carrier.exchange.routes._flat = broken
     optimizer.zero_grad()
     hidden = model[:2](torch.randn(8, 64))
     if step == AT and guilty:
