@@ -20,6 +20,7 @@ from horovod_qoda.settings import Settings
 from horovod_qoda.torch.carriers import Carrier, LayerwiseCarrier, Result, StockCarrier
 from horovod_qoda.torch.gradients import Gradients
 from horovod_qoda.torch.hosts import find_hosts
+from horovod_qoda.torch.loss_scaling import overflowed, refuse_tensors
 from horovod_qoda.transport import HorovodTransport
 
 STATE_KEY = "horovod_qoda"
@@ -163,15 +164,28 @@ def synchronize(self: Any) -> None:
         self.receive_sums(sums.sum_sq, sums.sum_sq_diff, sums.aux)
 
 
-def step(self: Any, closure: Any = None) -> Any:
+def step(self: Any, closure: Any = None, *, grad_scaler: Any = None) -> Any:
     """Synchronizes, unless told to skip it, and takes the optimizer's step.
 
     A closure is evaluated once, before the gradients it computes are exchanged.
 
+    Args:
+        grad_scaler: passed by ``scaler.step(optimizer)``; no step is taken, on no rank, where the
+            gradients of any rank have overflowed.
+
     Raises:
-        ValueError: a closure under ``skip_synchronize()``, whose gradients nobody would average.
+        ValueError: a closure under ``skip_synchronize()``, whose gradients nobody would average;
+            or with a scaler.
     """
     loss = None
+    if grad_scaler is not None:
+        if closure is not None:
+            raise ValueError("scaler.step(optimizer, closure): GradScaler supports no closure")
+        if overflowed(self, grad_scaler):
+            return None
+        with self.skip_synchronize():
+            return step(self)
+    refuse_tensors(self)
     if closure is not None:
         if not self._should_synchronize:
             raise ValueError(
@@ -306,7 +320,7 @@ def _gradients(self: Any) -> Gradients | None:
     return getattr(self, "_gradients", None)
 
 
-replacements = {
+replacements: dict[str, Any] = {
     f.__name__: f
     for f in (
         _stock_allreduce, _register_hooks, _make_hook, _allreduce_grad_async, synchronize, step,
@@ -314,3 +328,5 @@ replacements = {
         load_state_dict, local_state_dict, load_local_state_dict,
     )
 }  # fmt: skip
+# torch's word for an optimizer that GradScaler calls on every rank, with itself as grad_scaler.
+replacements["_step_supports_amp_scaling"] = True

@@ -4,6 +4,8 @@ import pytest
 
 CASES = [
     "amp",
+    "amp_plain",
+    "amp_equals_float32",
     "clipping_between",
     "compiled",
     "channels_last",
@@ -35,7 +37,7 @@ def test_cases(mpi_run):
 
 @pytest.mark.slow
 def test_cases_on_three_ranks(mpi_run):
-    cases = ["amp", "load_on_rank_0_after_steps", "three_optimizers"]
+    cases = ["amp", "amp_plain", "load_on_rank_0_after_steps", "three_optimizers"]
     finished = mpi_run(3, "tests/parallel/training.py", *cases, timeout=600)
     for case in cases:
         assert finished.stdout.count(f" passed {case}") == 3, case

@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from functools import partial
 
 import torch
 from torch import nn
@@ -66,6 +67,57 @@ def amp():
         assert moved == (step != 5), step
         assert scaler.get_scale() == (256.0 if step < 5 else 128.0)
         assert same_on_all_ranks([scaler.get_scale(), *model.parameters()])
+
+
+def amp_plain():
+    """The loop of PyTorch's own examples, without synchronize(): each line of it for all ranks."""
+    for compression in (hvd.Compression.layerwise(min_numel=64), hvd.Compression.fp16):
+        for unscale in (False, True):
+            model, _ = players()
+            kind = torch.optim.SGD if unscale else partial(torch.optim.Adam, fused=True)
+            optimizer = wrap(model, kind, 1e-3, compression=compression)
+            scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=1000)
+            for step in range(10):
+                optimizer.zero_grad()
+                loss = model(batch()[0]).square().mean()
+                if step in (0, 7) and hvd.rank() == step % hvd.size():
+                    loss = loss * float("inf")
+                before = [p.detach().clone() for p in model.parameters()]
+                scaler.scale(loss).backward()
+                if unscale:
+                    scaler.unscale_(optimizer)
+                scaler.step(optimizer)
+                scaler.update()
+                after = list(model.parameters())
+                moved = not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+                assert moved == (step not in (0, 7)), step
+                assert scaler.get_scale() == 256.0 / (2 if step < 7 else 4)
+                assert same_on_all_ranks([scaler.get_scale(), *after])
+            assert optimizer._gradients.rule.on == (not unscale)
+    refused(ValueError, "no closure", scaler.step, optimizer, lambda: None)
+    optimizer.found_inf = torch.zeros(())
+    refused(RuntimeError, "does not hand over the scaler", optimizer.step)
+
+
+def amp_equals_float32():
+    """Scaling by a power of two changes no bit, QODA's rates included, in any order of calls."""
+
+    def weights(kind, unscale, scaled):
+        model, _ = players()
+        optimizer = wrap(model, kind, 0.5, **RAW)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=scaled, growth_interval=2)
+        for _ in range(8):
+            optimizer.zero_grad()
+            scaler.scale(model(batch()[0]).square().mean()).backward()
+            if unscale:
+                scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+        return hash_parameters(model.parameters())
+
+    for kind in (torch.optim.SGD, hvd.QODA):
+        want = weights(kind, False, scaled=False)
+        assert all(weights(kind, unscale, scaled=True) == want for unscale in (False, True)), kind
 
 
 def clipping_between():
