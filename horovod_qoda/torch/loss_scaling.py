@@ -31,12 +31,26 @@ def overflowed(optimizer: Any, scaler: Any) -> bool:
         scaler.unscale_(optimizer)
         unscaled = True
     if optimizer._should_synchronize:
+        if unscaled and _found(optimizer, scaler):
+            _spoil(optimizer)
         optimizer.synchronize()
         if unscaled:  # what was found then was this rank's own
             scaler._check_inf_per_device(optimizer)
     if not unscaled:
         scaler.unscale_(optimizer)
+    return _found(optimizer, scaler)
+
+
+def _found(optimizer: Any, scaler: Any) -> bool:
     return any(bool(found) for found in scaler._found_inf_per_device(optimizer).values())
+
+
+def _spoil(optimizer: Any) -> None:
+    """Tells the other ranks of an overflow that clipping may have hidden since."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is not None:
+                p.grad.mul_(float("nan"))
 
 
 def refuse_tensors(optimizer: Any) -> None:

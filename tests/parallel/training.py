@@ -86,6 +86,8 @@ def amp_plain():
                 scaler.scale(loss).backward()
                 if unscale:
                     scaler.unscale_(optimizer)
+                    for p in model.parameters():  # a script may hide what the scaler has found
+                        p.grad.nan_to_num_(0.0, 0.0, 0.0)
                 scaler.step(optimizer)
                 scaler.update()
                 after = list(model.parameters())
