@@ -15,6 +15,7 @@ from typing import Any
 import horovod.torch as hvd
 import torch
 
+from horovod_qoda.logs import logger
 from horovod_qoda.qoda import QODA
 from horovod_qoda.torch.carriers import CountedCompression
 from horovod_qoda.torch.compression import Compression, LayerwiseCompressor, SimulatedCompressor
@@ -70,6 +71,11 @@ def DistributedOptimizer(
     settings = _layerwise_settings(compression)
     stock_compression = Compression.none if settings is not None else compression
     if op == hvd.Adasum:
+        if settings is not None and hvd.rank() == 0:
+            logger().warning(
+                "NOTHING IS COMPRESSED: op=Adasum combines whole gradients inside stock Horovod; "
+                "pass op=Average to compress them"
+            )
         return hvd.DistributedOptimizer(
             optimizer, named_parameters, stock_compression, backward_passes_per_step,
             op, gradient_predivide_factor, num_groups, groups, sparse_as_dense, process_set,

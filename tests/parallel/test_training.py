@@ -1,5 +1,8 @@
 """The cases of tests/parallel/training.py on real ranks, many in one job: starts are expensive."""
 
+import os
+import shutil
+
 import pytest
 
 CASES = [
@@ -13,6 +16,8 @@ CASES = [
     "bfloat16_model",
     "frozen_layers",
     "several_backwards",
+    "adasum",
+    "predivide_factor",
     "three_optimizers",
     "a_new_optimizer_while_the_old_one_lives",
     "compression_changes",
@@ -33,6 +38,7 @@ def test_cases(mpi_run):
     passed = finished.stdout.splitlines()
     for case in CASES:
         assert sum(line.endswith(f" passed {case}") for line in passed) == 2, case
+    assert finished.stderr.count("op=Adasum combines whole gradients") == 1
 
 
 @pytest.mark.slow
@@ -41,3 +47,15 @@ def test_cases_on_three_ranks(mpi_run):
     finished = mpi_run(3, "tests/parallel/training.py", *cases, timeout=600)
     for case in cases:
         assert finished.stdout.count(f" passed {case}") == 3, case
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not shutil.which(os.environ.get("CXX", "g++")), reason="inductor needs a C++ compiler"
+)
+def test_compiled_by_inductor(mpi_run, tmp_path):
+    env = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    case = "compiled_by_inductor"
+    finished = mpi_run(2, "tests/parallel/training.py", case, timeout=600, env=env)
+    assert finished.stdout.count(f" passed {case}") == 2
+    assert list(tmp_path.rglob("*.so")), "no machine code was made"

@@ -151,6 +151,20 @@ def compiled():
     assert checked.checked == 6 and checked.overlap
 
 
+def compiled_by_inductor():
+    """Forward and backward as generated C++; gradients are sent while the compiled backward runs."""
+    model, _ = players()
+    checked = Checked(torch.optim.SGD, model)
+    fast = torch.compile(model, backend="inductor")
+    for _ in range(6):
+        checked.zero_grad()
+        fast(batch()[0]).square().mean().backward()
+        checked.step()
+    assert checked.checked == 6 and checked.overlap
+    made = torch._dynamo.utils.counters["inductor"]
+    assert made["fxgraph_cache_miss"] + made["fxgraph_cache_hit"] > 0, "inductor compiled nothing"
+
+
 def channels_last():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten())
@@ -223,6 +237,44 @@ def several_backwards():
         model(batch()[0]).abs().mean().backward()
         checked.step()
     assert checked.checked == 6 and not checked.overlap
+
+
+def adasum():
+    """Handed to Horovod: x (1 - x·y / 2|x|²) + y (1 - x·y / 2|y|²) of two ranks' moves, per layer."""
+    model, _ = players()
+    optimizer = wrap(model, op=hvd.Adasum)
+    for _ in range(3):
+        before = [p.detach().clone() for p in model.parameters()]
+        optimizer.zero_grad()
+        model(batch()[0]).square().mean().backward()
+        mine = [-0.05 * p.grad.reshape(1, -1) for p in model.parameters()]
+        optimizer.step()
+        for i, (p, b, move) in enumerate(zip(model.parameters(), before, mine, strict=True)):
+            x, y = hvd.allgather(move, name=f"move{i}")
+            half = x.dot(y) / 2
+            want = x * (1 - half / x.dot(x)) + y * (1 - half / y.dot(y))
+            torch.testing.assert_close((p.detach() - b).reshape(-1), want, rtol=1e-3, atol=1e-7)
+    assert same_on_all_ranks(model.parameters())
+
+
+def predivide_factor():
+    """Keeps stock Horovod's float16 sums in range; the compressed exchange sums float32."""
+    layerwise = hvd.Compression.layerwise(min_numel=64, bits=8)
+    n = float(hvd.size())
+    for compression, factor, finite in (
+        (hvd.Compression.fp16, 1.0, False),
+        (hvd.Compression.fp16, n, True),
+        (layerwise, 1.0, True),
+        (layerwise, n, True),
+    ):
+        model = nn.Linear(256, 1, bias=False)
+        optimizer = wrap(model, compression=compression, gradient_predivide_factor=factor)
+        model(torch.full((1, 256), 6e4)).sum().backward()
+        optimizer.synchronize()
+        (mean,) = model.weight.grad
+        assert bool(mean.isfinite().all()) == finite, (compression, factor)
+        assert not finite or bool((mean / 6e4 - 1).abs().max() < 0.05)
+    refused(ValueError, "op=Average", wrap, model, op=hvd.Sum, gradient_predivide_factor=n)
 
 
 def three_optimizers():
