@@ -152,7 +152,7 @@ def compiled():
 
 
 def compiled_by_inductor():
-    """Forward and backward as generated C++; gradients are sent while the compiled backward runs."""
+    """Generated C++; gradients are sent while the compiled backward runs."""
     model, _ = players()
     checked = Checked(torch.optim.SGD, model)
     fast = torch.compile(model, backend="inductor")
@@ -240,7 +240,7 @@ def several_backwards():
 
 
 def adasum():
-    """Handed to Horovod: x (1 - x·y / 2|x|²) + y (1 - x·y / 2|y|²) of two ranks' moves, per layer."""
+    """Two ranks' moves x, y become x (1 - x·y / 2|x|²) + y (1 - x·y / 2|y|²), per layer."""
     model, _ = players()
     optimizer = wrap(model, op=hvd.Adasum)
     for _ in range(3):
