@@ -6,6 +6,7 @@ bytes of every tensor it is given, padding included, in one place.
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -144,7 +145,8 @@ class _HorovodHandle(Handle):
     ) -> None:
         self._hvd, self._handle, self._convert = hvd, handle, convert
         self.rank, self.name = rank, name
-        self._look_at = time.monotonic() + LOST_S
+        self._since = time.monotonic()
+        self._look_at = self._since + LOST_S
         self._lost = False
 
     def done(self) -> bool:
@@ -154,7 +156,7 @@ class _HorovodHandle(Handle):
         if now >= self._look_at:
             self._look_at = now + LOST_S
             # In this order: what was in the queue at the end has been told before.
-            self._lost = _has_ended(self._hvd) and not self._hvd.poll(self._handle)
+            self._lost = _has_ended(self._hvd, self._since) and not self._hvd.poll(self._handle)
         return self._lost
 
     def result(self) -> Any:
@@ -166,15 +168,40 @@ class _HorovodHandle(Handle):
             raise _explained(e, self.rank, self.name) from None
 
 
-def _has_ended(hvd: Any) -> bool:
-    """Whether Horovod's thread has left its loop; nobody will look into its queue again."""
-    try:
-        # hvd.is_initialized() stays true where another rank asked for the shutdown.
-        hvd.mpi_ops._basics._get_process_set_ids_and_ranks()
-    except ValueError:
+class _Inquiry(threading.Thread):
+    """Asks, in a thread of its own, whether Horovod's thread has left its loop.
+
+    With dynamic process sets the answer waits for a lock that Horovod holds while it waits for
+    other ranks, so whoever must stay awake cannot ask.
+    """
+
+    latest: _Inquiry | None = None
+
+    def __init__(self, hvd: Any) -> None:
+        super().__init__(name="horovod_qoda-inquiry", daemon=True)
+        self._library, self._size = hvd.mpi_ops._basics.MPI_LIB_CTYPES, hvd.size()
+        self.asked = time.monotonic()
+        self.ended = False
+
+    def run(self) -> None:
+        # hvd.is_initialized() stays true where another rank asked for the shutdown; the global
+        # process set (0) has no ranks any more.
+        ranks = (ctypes.c_int * self._size)()
+        self.ended = self._library.horovod_process_set_ranks(ctypes.c_int(0), ranks) < 0
+
+
+def _has_ended(hvd: Any, since: float) -> bool:
+    """Whether nobody will look into Horovod's queue again, as far as was found out after ``since``.
+
+    Never waits: asks, and says at a later call what the answer was.
+    """
+    inquiry = _Inquiry.latest
+    if inquiry is not None and inquiry.is_alive():
+        return False
+    if inquiry is not None and inquiry.ended and inquiry.asked >= since:
         return True
-    except RuntimeError:  # the table changes just now
-        pass
+    _Inquiry.latest = _Inquiry(hvd)
+    _Inquiry.latest.start()
     return False
 
 

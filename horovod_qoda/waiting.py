@@ -103,9 +103,11 @@ class Waiting:
 
 
 def _leave() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:  # a closed pipe, or no stream at all
+        os._exit(1)
 
 
 def _seconds(variable: str, default: float) -> float:

@@ -6,9 +6,11 @@ import sys
 import time
 
 import horovod.torch
+import numpy as np
 import torch
 
 import horovod_qoda.torch as hvd
+from horovod_qoda.transport import HorovodTransport
 
 AT = 5
 
@@ -49,7 +51,7 @@ def broken(*ignored):
 
 
 for step in range(100 if what == "wait" else 10):
-    if step == AT and what in ("freeze", "join"):
+    if step == AT and what in ("freeze", "join", "alone"):
         # Horovod has read these long ago; from here on they are the limits of this package alone.
         os.environ["HOROVOD_STALL_CHECK_TIME_SECONDS"] = "2"
         os.environ["HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"] = "4"
@@ -60,10 +62,14 @@ for step in range(100 if what == "wait" else 10):
             hvd.join()
             break
         if what == "late":
-            time.sleep(2)
+            time.sleep(10)
             sys.exit(0)
+        if what == "alone":
+            os.kill(os.getpid(), signal.SIGSTOP)
         if what == "worker":
             optimizer._gradients.carrier.exchange.routes._flat = broken
+    if step == AT and what == "alone":
+        HorovodTransport().allgather("alone", np.zeros(4, np.uint8)).wait()
     if step == AT and what == "late":
         # A tensor that came too late to be told of the shutdown: no poll will ever find it done.
         horovod.torch.poll = lambda handle: False
