@@ -17,6 +17,10 @@ from launch import run as launcher
 
 ROOT = Path(__file__).resolve().parents[1]
 
+PATIENCE_S = 400.0
+"""Limit of a job that ought to take seconds: on two cores that others use too, the start of a few
+ranks alone has taken 80 s. Only a job that hangs comes near it."""
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -45,7 +49,7 @@ def run(
     np: int,
     target: str | os.PathLike[str],
     *args: object,
-    timeout: float = 120,
+    timeout: float = PATIENCE_S,
     check: bool = True,
     with_horovodrun: bool = False,
     env: dict[str, str] | None = None,

@@ -17,7 +17,7 @@ def in_threads(transports, function):
     for t in threads:
         t.start()
     for t in threads:
-        t.join(60)
+        t.join(400)
     assert not any(t.is_alive() for t in threads), "a rank hangs"
     if errors:
         raise errors[0]

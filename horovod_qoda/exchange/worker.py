@@ -69,20 +69,26 @@ class Worker:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._wake = threading.Condition()
-        self._new: deque[Job] = deque()
-        self._thread: threading.Thread | None = None
-        self._pid = 0
-        self._stopping = False
+        self._begin()
         self.collective_s = 0.0
         """Seconds during which at least one collective was under way."""
 
+    def _begin(self) -> None:
+        self._wake = threading.Condition()
+        self._new: deque[Job] = deque()
+        self._thread: threading.Thread | None = None
+        self._pid = os.getpid()
+        self._stopping = False
+
     def submit(self, steps: Steps, rank: int = 0, what: str = "a job") -> Job:
+        if self._pid != os.getpid():
+            # A forked child: the lock may be held by a thread it does not have, the jobs are its
+            # parent's.
+            self._begin()
         job = Job(steps, rank, what)
         with self._wake:
             self._new.append(job)
-            if self._thread is None or self._pid != os.getpid() or not self._thread.is_alive():
-                self._pid = os.getpid()
+            if self._thread is None or not self._thread.is_alive():
                 self._stopping = False
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()
@@ -91,6 +97,8 @@ class Worker:
 
     def stop(self) -> None:
         """Ends the thread once its jobs have ended."""
+        if self._pid != os.getpid():
+            return
         with self._wake:
             self._stopping = True
             self._wake.notify()

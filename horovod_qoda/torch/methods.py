@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import weakref
 from collections import Counter
@@ -274,7 +275,8 @@ def set_compression(self: Any, **changes: Any) -> None:
 
 def no_sync(self: Any) -> Any:
     """Context manager in which backward only accumulates, on this rank alone."""
-    return self._gradients.pause()
+    gradients = _gradients(self)
+    return contextlib.nullcontext() if gradients is None else gradients.pause()
 
 
 def state_dict(self: Any) -> dict[str, Any]:

@@ -17,8 +17,7 @@ from launch import run as launcher
 from tests import ranks
 
 SCRIPT = "tests/integration/failing.py"
-LIMIT = 400
-"""Seconds for a whole job; a busy machine takes a minute to start one."""
+LIMIT = ranks.PATIENCE_S
 
 MARK = "HOROVOD_QODA_TEST_JOB"
 

@@ -1,19 +1,16 @@
 """A short soak; the long one is ``mpirun -np 4 python tests/integration/soak.py``."""
 
 import json
-import random
 
 import pytest
 
 
 @pytest.mark.slow
 def test_replicas_memory_and_threads_stay(mpi_run):
-    seed = random.randrange(2**31)
-    print("seed", seed)
     finished = mpi_run(
         3,
         "tests/integration/soak.py",
-        *("--steps", 300, "--every", 50, "--warm-up", 150, "--seed", seed),
+        *("--steps", 300, "--every", 50, "--warm-up", 150, "--seed", 1),
         timeout=900,
     )
     lines = [json.loads(x) for x in finished.stdout.splitlines() if x.startswith("{")]

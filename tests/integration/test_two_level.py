@@ -15,8 +15,8 @@ emulated = pytest.mark.skipif(bool(emulate.usable()), reason=emulate.usable() or
 
 def on_two_hosts(*words, ends_well=True):
     command = [sys.executable, "launch/emulate.py", "--hosts", "2", "--ranks-per-host", "2",
-               "--timeout", "200", "--", sys.executable, str(JOB), *words]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+               "--timeout", "380", "--", sys.executable, str(JOB), *words]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert (done.returncode == 0) == ends_well, done.stdout + done.stderr
     return done
 

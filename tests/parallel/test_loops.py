@@ -19,7 +19,7 @@ LOOPS = [
 
 
 def test_loops(mpi_run):
-    finished = mpi_run(2, "tests/parallel/loops.py", *LOOPS, timeout=240)
+    finished = mpi_run(2, "tests/parallel/loops.py", *LOOPS)
     passed = [line for line in finished.stdout.splitlines() if "passed" in line]
     for loop in LOOPS:
         assert sum(line.endswith(f" passed {loop}") for line in passed) == 2, loop

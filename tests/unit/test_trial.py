@@ -17,16 +17,16 @@ SETTINGS = Settings(topology="measured", bits=3)
 
 
 class Slow(LocalTransport):
-    """Connected threads of which one kind of collective takes 30 ms."""
+    """Connected threads of which one kind of collective takes 0.2 s."""
 
     slow = ""
 
     def _allreduce(self, name, data):
-        time.sleep(0.03 * (self.slow == "raw" and data.size > 10_000))
+        time.sleep(0.2 * (self.slow == "raw" and data.size > 10_000))
         return super()._allreduce(name, data)
 
     def _allgather(self, name, data):
-        time.sleep(0.03 * (self.slow == "coded" and data.size > 1_000))
+        time.sleep(0.2 * (self.slow == "coded" and data.size > 1_000))
         return super()._allgather(name, data)
 
 

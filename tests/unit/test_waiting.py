@@ -70,7 +70,7 @@ def test_a_waiting_rank_that_is_ended_says_what_it_waited_for(handler, code):
     )
     assert process.stdout is not None and process.stdout.readline() == "waiting\n"
     process.send_signal(signal.SIGTERM)
-    _, told = process.communicate(timeout=50)
+    _, told = process.communicate(timeout=120)
     assert process.returncode == code
     assert ("rank 2 was told to end (SIGTERM) while it waited for exchange 7" in told) == (code < 0)
 

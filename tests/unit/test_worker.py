@@ -2,13 +2,14 @@
 
 import os
 import random
+import signal
 import threading
 import time
 
 import numpy as np
 import pytest
 
-from horovod_qoda.exchange.worker import Worker
+from horovod_qoda.exchange.worker import Job, Worker
 from horovod_qoda.transport import local_transports
 from tests.threads import in_threads
 
@@ -84,15 +85,22 @@ def test_the_thread_ends_when_stopped_and_starts_again():
 
 
 def test_a_forked_child_gets_a_thread_of_its_own():
+    """Also where its parent held the worker's lock at that moment, and had jobs in its queue."""
     (transport,) = local_transports(1)
-    worker = Worker("w")
+    worker, parents = Worker("w"), []
     worker.submit(job(transport, "before", [])).wait()
-    child = os.fork()
-    if not child:
-        code = 1
-        try:
-            worker.submit(job(transport, "after", [])).wait()
-            code = 0
-        finally:
-            os._exit(code)
+    with worker._wake:
+        worker._new.append(Job(job(transport, "the parent's", parents), 0, "a job"))
+        child = os.fork()
+        if not child:
+            signal.alarm(60)
+            code = 1
+            try:
+                worker.stop()
+                worker.submit(job(transport, "after", [])).wait()
+                code = 2 if parents else 0
+            finally:
+                os._exit(code)
+        worker._wake.notify()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    worker.stop()
