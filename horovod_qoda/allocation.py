@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 BINS = 1_000
 """Steps into which the error budget is divided where more combinations than this are worth keeping.
-A layer then loses at most one step. With 200 layers of 7 options the sizes found are 2e-4 above
-those found with 200 steps for each of these, in 0.04 s."""
+A layer then loses at most one step. 1,000 layers of 7 options take 0.2 s."""
 
 
 def allocate(
@@ -28,17 +29,17 @@ def allocate(
 ) -> list[int]:
     """Options that minimise the sum of sizes while the sum of errors stays within ``budget``.
 
-    Exact while no more than ``bins`` partial choices are worth keeping, as with six layers of five
-    options; beyond, one is kept for each multiple of ``budget / bins`` of the error. Errors
-    themselves are never rounded, so the constraint holds for them. Time and memory are at most
-    layers x options x bins.
+    The better one of two choices. Dynamic programming is exact while no more than ``bins`` partial
+    choices are worth keeping, as with six layers of five options; beyond, one is kept for each
+    multiple of ``budget / bins`` of the error. Taking the best exchange of error for size again and
+    again is at most one layer's step off, which is little where layers are many. Errors are never
+    rounded, so the constraint holds for them. Time and memory are at most layers x options x bins.
 
     Args:
         sizes: for each layer, the size of each of its options; any unit, >= 0.
         errors: for each layer, the error of each option, >= 0; ``inf`` forbids an option.
         budget: largest sum of errors, >= 0; see :func:`error_budget`.
-        default: a choice to fall back on where the grid left nothing smaller. It is used only if
-            its own errors fit.
+        default: a third choice to take where both are larger and its own errors fit.
         bins: see :data:`BINS`.
 
     Returns:
@@ -51,17 +52,19 @@ def allocate(
     table_sizes = [_row("sizes", i, row) for i, row in enumerate(sizes)]
     table_errors = [_row("errors", i, row) for i, row in enumerate(errors)]
     _check(table_sizes, table_errors, budget, bins)
-    chosen = _programme(table_sizes, table_errors, budget, bins)
-    if default is not None and _total(table_errors, default) <= budget:
-        if chosen is None or _total(table_sizes, default) < _total(table_sizes, chosen):
-            return [int(option) for option in default]
-    if chosen is None:
+    choices = [
+        _programme(table_sizes, table_errors, budget, bins),
+        _greedy(table_sizes, table_errors, budget),
+        None if default is None else [int(option) for option in default],
+    ]
+    fitting = [c for c in choices if c is not None and _total(table_errors, c) <= budget]
+    if not fitting:
         least = sum(float(row.min()) for row in table_errors)
         raise ValueError(
             f"no choice has errors that add up to {budget:.4g} or less: the smallest sum is "
             f"{least:.4g}; raise the budget (allocation_alpha) or offer finer options"
         )
-    return chosen
+    return min(fitting, key=lambda choice: _total(table_sizes, choice))
 
 
 def error_budget(
@@ -139,7 +142,8 @@ def _programme(
 ) -> list[int] | None:
     """The cheapest choice, by the Pareto front of (error, size), layer by layer; or None."""
     least = np.array([row.min() for row in errors])
-    ahead = np.append(np.cumsum(least[::-1])[::-1][1:], 0.0)
+    ahead = np.append(np.cumsum(least[::-1])[::-1], 0.0)[1:]
+    rounding = 4 * np.finfo(np.float64).eps * len(sizes) * budget
     front_error, front_size = np.zeros(1), np.zeros(1)
     steps = []
     for size, error, to_come in zip(sizes, errors, ahead, strict=True):
@@ -147,14 +151,14 @@ def _programme(
         all_errors = (error[:, None] + front_error).ravel()
         all_sizes = (size[:, None] + front_size).ravel()
         order = np.argsort(all_errors, kind="stable")
-        # Some rounding is allowed for until the last layer, where nothing is left to come.
-        limit = (budget - to_come) * (1 + 1e-12 * bool(to_come))
+        # Where nothing is left to come there is nothing that could have been rounded.
+        limit = budget - to_come + rounding * bool(to_come)
         order = order[: np.searchsorted(all_errors[order], limit, side="right")]
         if not order.size:
             return None
         order = order[_falls(all_sizes[order])]
         if order.size > bins and budget:
-            order = order[_last_of_each(all_errors[order] * (bins / budget))]
+            order = order[_last_of_each(all_errors[order] / budget * bins)]
         steps.append(np.divmod(order, front_error.size))
         front_error, front_size = all_errors[order], all_sizes[order]
     state, chosen = -1, []
@@ -162,6 +166,39 @@ def _programme(
         chosen.append(int(options[state]))
         state = before[state]
     return chosen[::-1]
+
+
+def _greedy(
+    sizes: Sequence[npt.NDArray[np.float64]],
+    errors: Sequence[npt.NDArray[np.float64]],
+    budget: float,
+) -> list[int]:
+    """From the least errors, the moves that save most size for the error they add, while it lasts.
+
+    Moves follow each layer's lower convex hull, on which what a move saves only falls.
+    """
+    chosen, moves = [], []
+    for layer, (size, error) in enumerate(zip(sizes, errors, strict=True)):
+
+        def saved(a: int, b: int, size: Any = size, error: Any = error) -> float:
+            return float(size[a] - size[b]) / float(error[b] - error[a])
+
+        hull: list[int] = []
+        for option in np.lexsort((size, error)):
+            if hull and (size[option] >= size[hull[-1]] or math.isinf(error[option])):
+                continue
+            while len(hull) > 1 and saved(hull[-2], hull[-1]) <= saved(hull[-1], option):
+                hull.pop()
+            hull.append(int(option))
+        chosen.append(hull[0])
+        moves += [(saved(a, b), layer, a, b) for a, b in pairwise(hull)]
+    left = budget - _total(errors, chosen)
+    for _, layer, a, b in sorted(moves, key=lambda move: -move[0]):
+        added = errors[layer][b] - errors[layer][a]
+        if chosen[layer] == a and added <= left:
+            chosen[layer] = b
+            left -= added
+    return chosen
 
 
 def _falls(sizes: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:

@@ -80,11 +80,27 @@ def test_exact_where_errors_lie_on_the_grid(errors, budget):
 
 
 def test_falls_back_on_the_default_where_the_grid_is_too_coarse():
-    sizes, errors = instance(0, layers=20)
-    budget = error_budget(errors, [2] * 20)
-    best = allocate(sizes, errors, budget)
+    sizes, errors = instance(1, layers=8)
+    budget = error_budget(errors, [2] * 8)
+    best = allocate(sizes, errors, budget, bins=100_000)
     assert total(sizes, allocate(sizes, errors, budget, bins=1)) > total(sizes, best)
     assert allocate(sizes, errors, budget, best, bins=1) == best
+
+
+def test_thousands_of_layers_cost_no_more_than_a_default_that_nobody_passed():
+    """Alike as they are, a grid of the budget would lose a step at each of them."""
+    scales = np.random.default_rng(0).uniform(0.9, 1.1, 3000)
+    sizes = [1000 * np.arange(2, 9)] * 3000
+    errors = [1000 * scale * 4.0 ** -np.arange(2, 9) for scale in scales]
+    budget = error_budget(errors, [2] * 3000)
+    choice = allocate(sizes, errors, budget)
+    assert total(sizes, choice) <= 1.001 * total(sizes, [2] * 3000)
+
+
+def test_what_rounding_must_not_lose():
+    assert allocate([], [], 1.0) == []
+    assert allocate([[1], [1]], [[1e-5], [1e12]], 1e12 + 1e-5) == [0, 0]
+    assert allocate([[5, 1]] * 3, [[0.0, 1e-310]] * 3, 3e-310, bins=1) == [1, 1, 1]
 
 
 def test_a_default_beyond_the_budget_is_not_used():
