@@ -46,7 +46,7 @@ def test_cases_on_three_ranks(mpi_run):
     cases = ["amp", "amp_plain", "load_on_rank_0_after_steps", "three_optimizers"]
     finished = mpi_run(3, "tests/parallel/training.py", *cases, timeout=600)
     for case in cases:
-        assert finished.stdout.count(f" passed {case}") == 3, case
+        assert finished.stdout.count(f" passed {case}\n") == 3, case
 
 
 @pytest.mark.slow
@@ -57,5 +57,5 @@ def test_compiled_by_inductor(mpi_run, tmp_path):
     env = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     case = "compiled_by_inductor"
     finished = mpi_run(2, "tests/parallel/training.py", case, timeout=600, env=env)
-    assert finished.stdout.count(f" passed {case}") == 2
+    assert finished.stdout.count(f" passed {case}\n") == 2
     assert list(tmp_path.rglob("*.so")), "no machine code was made"
