@@ -81,22 +81,24 @@ def new_seed():
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_a_mean_of_no_higher_rank_is_exact(size):
     seed = new_seed()
-    left = np.random.default_rng(seed)
-    shared = of_rank(left, 4)
+    shared = of_rank(np.random.default_rng(seed), 4)
 
     def gradients(rank):
         # All ranks' matrices share row and column spaces, so their mean has rank 4 too.
         return [np.float32(1 + rank) * g for g in shared]
 
     def body(node, rank):
-        return node.exchange(gradients(rank)), node.residuals()
+        # A first, random basis may be ill-conditioned enough for float32 to show it.
+        for _ in range(3):
+            means = node.exchange(gradients(rank))
+        return means, node.residuals()
 
     for means, residuals in run(size, body):
         for layer, mean in enumerate(means):
             want = np.mean([gradients(r)[layer] for r in range(size)], axis=0)
             scale = np.abs(want).max()
-            np.testing.assert_allclose(mean, want, atol=1e-4 * scale)
-            assert np.abs(residuals[layer]).max() < 1e-4 * scale * size
+            np.testing.assert_allclose(mean, want, atol=1e-5 * scale)
+            assert np.abs(residuals[layer]).max() < 1e-5 * scale * size
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
