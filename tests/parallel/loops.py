@@ -231,23 +231,24 @@ def dtypes_and_strides():
 
 
 def nonfinite():
-    """NaN on one rank is NaN on all, in that layer and in no other."""
-    m, _ = players()
-    optimizer = hvd.DistributedOptimizer(
-        torch.optim.SGD(m.parameters(), lr=0.1),
-        named_parameters=m.named_parameters(),
-        compression=hvd.Compression.layerwise(min_numel=64),
-    )
-    hvd.broadcast_parameters(m.state_dict(), root_rank=0)
-    for step in range(8):
-        optimizer.zero_grad()
-        m(batch()[0]).square().mean().backward()
-        bad = step % 4
-        if hvd.rank() == step % hvd.size():
-            list(m.parameters())[bad].grad.view(-1)[0] = float("nan" if step < 4 else "inf")
-        optimizer.synchronize()
-        finite = [bool(p.grad.isfinite().all()) for p in m.parameters()]
-        assert finite == [i != bad for i in range(4)], (step, finite)
+    """NaN on one rank is NaN on all, in that layer, in that step and in no other."""
+    for settings in ({}, {"quantizer": "powersgd", "low_rank": 2}):
+        m, _ = players()
+        optimizer = hvd.DistributedOptimizer(
+            torch.optim.SGD(m.parameters(), lr=0.1),
+            named_parameters=m.named_parameters(),
+            compression=hvd.Compression.layerwise(min_numel=64, **settings),
+        )
+        hvd.broadcast_parameters(m.state_dict(), root_rank=0)
+        for step in range(8):
+            optimizer.zero_grad()
+            m(batch()[0]).square().mean().backward()
+            bad = step % 4
+            if hvd.rank() == step % hvd.size():
+                list(m.parameters())[bad].grad.view(-1)[0] = float("nan" if step < 4 else "inf")
+            optimizer.synchronize()
+            finite = [bool(p.grad.isfinite().all()) for p in m.parameters()]
+            assert finite == [i != bad for i in range(4)], (settings, step, finite)
 
 
 def sparse_gradients():

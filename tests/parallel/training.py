@@ -101,6 +101,29 @@ def amp_plain():
     refused(RuntimeError, "does not hand over the scaler", optimizer.step)
 
 
+def amp_two_players():
+    """One scaler for two optimizers: an overflow skips the step of one of them, on all ranks."""
+    models = players()
+    optimizers = [wrap(model) for model in models]
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    for step in range(6):
+        before = [[p.detach().clone() for p in model.parameters()] for model in models]
+        for i, (model, optimizer) in enumerate(zip(models, optimizers, strict=True)):
+            optimizer.zero_grad()
+            loss = model(batch()[i]).square().mean()
+            bad = step == 4 and i == 1 and hvd.rank() == 0
+            scaler.scale(loss * float("inf") if bad else loss).backward()
+            scaler.step(optimizer)
+        scaler.update()
+        moved = [
+            not all(torch.equal(a, b) for a, b in zip(old, model.parameters(), strict=True))
+            for old, model in zip(before, models, strict=True)
+        ]
+        assert moved == [True, step != 4], (step, moved)
+        assert scaler.get_scale() == (256.0 if step < 4 else 128.0)
+        assert same_on_all_ranks([p for model in models for p in model.parameters()])
+
+
 def amp_equals_float32():
     """Scaling by a power of two changes no bit, QODA's rates included, in any order of calls."""
 
