@@ -10,6 +10,8 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from torch.amp.grad_scaler import OptState
+
 # torch says at each such step that it will pass tensors in place of the scaler one day. They leave
 # no way to tell the scaler what the other ranks found; refuse_tensors() notices when it has come.
 warnings.filterwarnings("ignore", "GradScaler is going to stop passing itself", FutureWarning)
@@ -26,7 +28,8 @@ def overflowed(optimizer: Any, scaler: Any) -> bool:
         Whether any rank's gradients have overflowed: the same on all ranks, because NaN and Inf on
         one rank are NaN in the mean.
     """
-    unscaled = bool(scaler._found_inf_per_device(optimizer))
+    # By its stage: a rank without gradients has unscaled them and found nothing.
+    unscaled = scaler._per_optimizer_states[id(optimizer)]["stage"] is OptState.UNSCALED
     if not unscaled and _needs_unscaled(optimizer):
         scaler.unscale_(optimizer)
         unscaled = True

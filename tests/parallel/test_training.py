@@ -8,6 +8,7 @@ import pytest
 CASES = [
     "amp",
     "amp_plain",
+    "amp_without_gradients_on_a_rank",
     "amp_two_players",
     "amp_equals_float32",
     "clipping_between",

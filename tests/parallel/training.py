@@ -101,6 +101,26 @@ def amp_plain():
     refused(RuntimeError, "does not hand over the scaler", optimizer.step)
 
 
+def amp_without_gradients_on_a_rank():
+    """A rank whose batch reached no layer unscales nothing, and steps with the others."""
+    model, _ = players()
+    optimizer = wrap(model, torch.optim.SGD, 1e-3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    for step in range(4):
+        optimizer.zero_grad()
+        before = [p.detach().clone() for p in model.parameters()]
+        if step != 2 or hvd.rank() == 0:
+            scaler.scale(model(batch()[0]).square().mean()).backward()
+        else:
+            scaler.scale(torch.ones(()))
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        after = list(model.parameters())
+        assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        assert same_on_all_ranks(after)
+
+
 def amp_two_players():
     """One scaler for two optimizers: an overflow skips the step of one of them, on all ranks."""
     models = players()
