@@ -96,5 +96,6 @@ def refusal(call: Callable[[], Any]) -> str:
 
 
 def said(e: Exception) -> str:
-    text = re.sub(r"^\[/\S+\] ", "", str(e).strip().splitlines()[0])  # file of torch's source
+    text = str(e).strip().splitlines()[0].rpartition("when running the callback: ")[2]
+    text = re.sub(r"^\[/\S+\] ", "", text)  # file of torch's source
     return f"{type(e).__name__}: {text[:110]}"
