@@ -107,7 +107,8 @@ CodeTable to_table(const Array<uint16_t>& freq) {
 }
 
 py::bytes py_serialize(const Array<uint16_t>& freq) {
-  const std::vector<uint8_t> bytes = serialize(to_table(freq));
+  const CodeTable table = to_table(freq);
+  const std::vector<uint8_t> bytes = serialize(&table, 1);
   return py::bytes(reinterpret_cast<const char*>(bytes.data()), bytes.size());
 }
 

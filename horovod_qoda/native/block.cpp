@@ -9,16 +9,26 @@
 namespace qoda {
 namespace {
 
-// Positions inside a coded block: states, escape bytes, escape floats, low bits, words.
+// Positions inside a coded block: states, class numbers, escape bytes, escape floats, low bits, words.
 struct BlockLayout {
-  size_t escapes, floats, low, words;
+  size_t ids, escapes, floats, low, words;
 
-  BlockLayout(size_t n, uint8_t shift, size_t n_escapes, size_t n_floats)
-      : escapes(kStateBytes),
+  BlockLayout(size_t n, const BlockTable& table, size_t n_escapes, size_t n_floats)
+      : ids(kStateBytes),
+        escapes(ids + (table.classes() > 1 ? id_bytes(n) : 0)),
         floats(escapes + padded4(n_escapes)),
         low(floats + 4 * n_floats),
-        words(low + (n * shift + 15) / 16 * 2) {}
+        words(low + (n * table.shift + 15) / 16 * 2) {}
 };
+
+std::vector<uint8_t> find_ids(const uint8_t* codes, size_t n, const ClassOfBin& class_of_bin) {
+  std::vector<uint8_t> ids(groups_of_symbols(n));
+  for (size_t g = 0; g < ids.size(); ++g) {
+    const size_t at = g * kClassGroup;
+    ids[g] = class_of_bin[size_bin(codes + at, std::min(n - at, kClassGroup))];
+  }
+  return ids;
+}
 
 uint32_t pack_info(size_t escapes, size_t tail) {
   return static_cast<uint32_t>(escapes | tail << kTailShift);
@@ -102,7 +112,10 @@ void join_low(const uint8_t* low, uint8_t shift, size_t n, size_t escapes, Works
 }  // namespace
 
 Workspace::Workspace(size_t symbols)
-    : codes(symbols + 64), escapes(symbols + 16), words(symbols + 64) {}
+    : codes(symbols + 64),
+      sorted(symbols + 64),
+      escapes(symbols + 16),
+      words(symbols + 64) {}
 
 size_t split_symbols(size_t n, CodeRange range, uint8_t shift, Workspace& work, uint8_t* low) {
   const float scale = 1.0f / static_cast<float>(1 << shift);
@@ -120,18 +133,28 @@ size_t split_symbols(size_t n, CodeRange range, uint8_t shift, Workspace& work, 
   return escapes;
 }
 
-BlockWriter::BlockWriter(const BlockTable& table, const EncodeTable* lookup, size_t n,
-                         size_t escapes, Ahead ahead, Workspace& work)
+BlockWriter::BlockWriter(const BlockTable& table, const ClassOfBin& class_of_bin,
+                         const EncodeTable* lookups, size_t n, size_t escapes, Ahead ahead,
+                         Workspace& work)
     : table_(table), n_(n), escapes_(escapes) {
   if (n == 0 || table.certain_code() != 0) return;
   if (table.shift != 0) {
     low_.resize(n);
     escapes_ = split_symbols(n, table.table.range(), table.shift, work, low_.data());
   }
-  tail_ = write_tail(work.codes.data(), n, *lookup, job.states);
   job.codes = work.codes.data();
-  job.n = n - tail_;
-  job.table = lookup;
+  job.n_runs = 1;
+  job.runs[0] = {lookups, n};
+  if (table.classes() > 1) {
+    ids_ = find_ids(work.codes.data(), n, class_of_bin);
+    const GroupOrder order(ids_.data(), n);
+    order.sort(work.codes.data(), work.sorted.data());
+    job.codes = work.sorted.data();
+    job.n_runs = order.n_runs();
+    for (size_t r = 0; r < job.n_runs; ++r)
+      job.runs[r] = {lookups + order.runs()[r].of_class, order.runs()[r].symbols};
+  }
+  tail_ = write_tail(job);
   job.words = work.words.end();
   job.ahead = ahead;
   has_job_ = true;
@@ -142,10 +165,11 @@ BlockEntry BlockWriter::finish(const Workspace& work, uint8_t* to) const {
   const size_t word_bytes = 2 * static_cast<size_t>(work.words.end() - job.words);
   const float* escapes = work.escapes.data();
   const size_t small = static_cast<size_t>(std::count_if(escapes, escapes + escapes_, is_small));
-  const BlockLayout at(n_, table_.shift, escapes_, escapes_ - small);
+  const BlockLayout at(n_, table_, escapes_, escapes_ - small);
   const size_t length = at.words + word_bytes;
   if (padded4(length) > 4 * n_) return write_plain(work, low_.data(), table_.shift, n_, to);
   std::memcpy(to, job.states, kStateBytes);
+  pack_ids(ids_.data(), ids_.size(), to + at.ids, at.escapes - at.ids);
   std::memset(to + at.escapes, 0, at.floats - at.escapes);
   uint8_t* next_float = to + at.floats;
   for (size_t e = 0; e < escapes_; ++e) {
@@ -161,7 +185,7 @@ BlockEntry BlockWriter::finish(const Workspace& work, uint8_t* to) const {
   return {static_cast<uint32_t>(length), pack_info(escapes_, tail_)};
 }
 
-BlockReader::BlockReader(const BlockTable& coding, const DecodeTable* lookup, BlockEntry entry,
+BlockReader::BlockReader(const BlockTable& coding, const DecodeTable* lookups, BlockEntry entry,
                          const uint8_t* bytes, size_t n, Ahead ahead, Workspace& work)
     : table_(coding), bytes_(bytes), n_(n) {
   if (n == 0 || coding.certain_code() != 0) {
@@ -178,31 +202,56 @@ BlockReader::BlockReader(const BlockTable& coding, const DecodeTable* lookup, Bl
   tail_ = entry.info >> kTailShift;
   if (n_escapes_ > n || tail_ > n || tail_ > kMostTail)
     throw PayloadError("wrong number of escapes or tail symbols");
-  if (entry.length < kStateBytes + n_escapes_)
-    throw PayloadError("block too short for its escapes");
-  const auto floats = std::count(bytes + kStateBytes, bytes + kStateBytes + n_escapes_, 0);
-  const BlockLayout at(n, coding.shift, n_escapes_, static_cast<size_t>(floats));
+  escapes_at_ = BlockLayout(n, coding, 0, 0).escapes;
+  if (entry.length < escapes_at_ + n_escapes_)
+    throw PayloadError("block too short for its class numbers or escapes");
+  const auto floats = std::count(bytes + escapes_at_, bytes + escapes_at_ + n_escapes_, 0);
+  const BlockLayout at(n, coding, n_escapes_, static_cast<size_t>(floats));
   if (entry.length < at.words || entry.length % 2 != 0)
     throw PayloadError("block too short for its escapes or low bits");
-  escapes_at_ = at.escapes;
   floats_at_ = at.floats;
   low_at_ = at.low;
   job.words = bytes + at.words;
   job.n_words = (entry.length - at.words) / 2;
   std::memcpy(job.states, bytes, kStateBytes);
-  job.table = lookup;
   job.codes = work.codes.data();
-  job.n = n - tail_;
+  job.n_runs = 1;
+  job.runs[0] = {lookups, n};
+  if (coding.classes() > 1) {
+    uint8_t ids[kMostGroups];
+    unpack_ids(bytes + at.ids, groups_of_symbols(n), ids);
+    if (*std::max_element(ids, ids + groups_of_symbols(n)) >= coding.classes())
+      throw PayloadError("a class number without a code table");
+    order_.emplace(ids, n);
+    job.codes = work.sorted.data();
+    job.n_runs = order_->n_runs();
+    for (size_t r = 0; r < job.n_runs; ++r)
+      job.runs[r] = {lookups + order_->runs()[r].of_class, order_->runs()[r].symbols};
+  }
+  cut_tail();
   job.ahead = ahead;
   job.ok = false;
   has_job_ = true;
 }
 
+// From the job's runs to those of the tail.
+void BlockReader::cut_tail() {
+  size_t left = tail_;
+  while (left != 0) {
+    DecodeRun& run = job.runs[job.n_runs - 1];
+    const size_t n = std::min(left, run.n);
+    tail_runs_.insert(tail_runs_.begin(), {run.table, n});
+    left -= n;
+    run.n -= n;
+    if (run.n == 0) --job.n_runs;
+  }
+}
+
 void BlockReader::finish(Workspace& work) const {
   if (!has_job_) return;
-  uint8_t* tail = work.codes.data() + n_ - tail_;
-  if (!job.ok || !read_tail(job.states, *job.table, tail, tail_))
+  if (!job.ok || !read_tail(job.states, tail_runs_, job.codes + n_ - tail_))
     throw PayloadError("malformed rANS stream");
+  if (order_) order_->unsort(work.sorted.data(), work.codes.data());
   if (count_escapes(work.codes.data(), n_) != n_escapes_)
     throw PayloadError("number of escapes does not match the symbols");
   read_escapes(bytes_ + escapes_at_, n_escapes_, bytes_ + floats_at_, work);

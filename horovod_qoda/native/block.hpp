@@ -3,9 +3,10 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
-#include "kernels.hpp"
+#include "classes.hpp"
 #include "segment.hpp"
 #include "table.hpp"
 
@@ -33,6 +34,7 @@ class Room {
 struct Workspace {
   explicit Workspace(size_t symbols);  // of the largest block
   Room<uint8_t> codes;
+  Room<uint8_t> sorted;  // codes by class
   Room<float> escapes;
   Room<uint16_t> words;
 };
@@ -40,9 +42,11 @@ struct Workspace {
 // How the symbols of a type are coded. With shift > 0, code h = floor(k / 2^shift) goes through the
 // table and the low bits of k travel as they are: for rates at which k outgrows the 255 codes.
 struct BlockTable {
-  CodeTable table;
+  CodeTable table;  // of class 0, often the only one
   uint8_t shift = 0;
+  std::vector<CodeTable> more;  // of the other classes: tables of the same range, none certain
 
+  size_t classes() const { return 1 + more.size(); }
   // A table without alternatives: blocks are empty.
   uint8_t certain_code() const { return shift == 0 ? table.certain_code() : 0; }
   // What the quantiser must turn into codes. Where shift > 0 it is nothing: every k is needed.
@@ -62,9 +66,9 @@ struct BlockEntry {
 class BlockWriter {
  public:
   // `n` symbols, `escapes` of them escapes, that a quantiser left in `work` with table.range().
-  // `lookup` may be null for certain codes.
-  BlockWriter(const BlockTable& table, const EncodeTable* lookup, size_t n, size_t escapes,
-              Ahead ahead, Workspace& work);
+  // `lookups`, one for each class, may be null for certain codes.
+  BlockWriter(const BlockTable& table, const ClassOfBin& class_of_bin, const EncodeTable* lookups,
+              size_t n, size_t escapes, Ahead ahead, Workspace& work);
   // False for blocks without a stream; then `job` is not set.
   bool has_job() const { return has_job_; }
   EncodeJob job;
@@ -77,6 +81,7 @@ class BlockWriter {
   size_t escapes_;
   size_t tail_ = 0;
   std::vector<uint8_t> low_;  // low bits of each symbol
+  std::vector<uint8_t> ids_;  // class of each group, if there are classes
   bool has_job_ = false;
 };
 
@@ -84,9 +89,10 @@ class BlockWriter {
 // two blocks' streams can be decoded side by side.
 class BlockReader {
  public:
-  // Checks all lengths. `lookup` may be null for certain codes. Raises PayloadError; neither the
-  // reader nor its job look outside [bytes, bytes + entry.length).
-  BlockReader(const BlockTable& table, const DecodeTable* lookup, BlockEntry entry,
+  // Checks all lengths and class numbers. `lookups`, one for each class, may be null for certain
+  // codes. Raises PayloadError; neither the reader nor its job look outside [bytes, bytes +
+  // entry.length).
+  BlockReader(const BlockTable& table, const DecodeTable* lookups, BlockEntry entry,
               const uint8_t* bytes, size_t n, Ahead ahead, Workspace& work);
   // False for blocks without a stream; then `job` is not set.
   bool has_job() const { return has_job_; }
@@ -95,11 +101,15 @@ class BlockReader {
   void finish(Workspace& work) const;
 
  private:
+  void cut_tail();
+
   const BlockTable& table_;
   const uint8_t* bytes_;
   size_t n_;
   size_t n_escapes_ = 0, tail_ = 0;
   size_t escapes_at_ = 0, floats_at_ = 0, low_at_ = 0;
+  std::optional<GroupOrder> order_;  // if there are classes
+  std::vector<DecodeRun> tail_runs_;
   bool has_job_ = false;
 };
 
@@ -108,9 +118,10 @@ class BlockReader {
 size_t split_symbols(size_t n, CodeRange codes, uint8_t shift, Workspace& work, uint8_t* low);
 
 // The tail: the last symbols of a block, coded by one lane into the low halves of the 32 initial
-// states, which would otherwise carry nothing. Returns how many symbols fit.
-size_t write_tail(const uint8_t* codes, size_t n, const EncodeTable& table, uint32_t states[32]);
-// False if the states are no tail of `count` symbols.
-bool read_tail(const uint32_t states[32], const DecodeTable& table, uint8_t* codes, size_t count);
+// states, which would otherwise carry nothing. `job` has the codes and runs of the whole block; what
+// fits is taken off its runs. Returns how many symbols that is.
+size_t write_tail(EncodeJob& job);
+// False if the states are no tail of these runs.
+bool read_tail(const uint32_t states[32], const std::vector<DecodeRun>& runs, uint8_t* codes);
 
 }  // namespace qoda

@@ -5,6 +5,7 @@
 #include <numeric>
 #include <vector>
 
+#include "choose_classes.hpp"
 #include "wire.hpp"
 
 namespace qoda {
@@ -19,6 +20,9 @@ constexpr uint64_t kMostGroups = 1024;
 
 // Above this share of |k| > 127 it is worth trying to send low bits as they are.
 constexpr double kLargeShare = 0.001;
+
+// Classes must bring this share of the bits, as they cost time.
+constexpr double kLeastGain = 0.01;
 
 // Where a type's symbols are, and which of them are looked at.
 struct Sample {
@@ -85,13 +89,22 @@ class Sampler {
   Sample sample_;
 };
 
-Counts count_codes(const Sampler& sampler) {
-  Counts counts{};
+SizedCounts count_codes(const Sampler& sampler) {
+  SizedCounts counts;
   sampler.visit({-kMaxCode, kMaxCode},
                 [&](const uint8_t* codes, size_t n, const float*, size_t) {
-                  for (size_t i = 0; i < n; ++i) ++counts[codes[i]];
+                  const size_t bin = size_bin(codes, n);
+                  ++counts.groups[bin];
+                  for (size_t i = 0; i < n; ++i) ++counts.codes[bin][codes[i]];
                 });
   return counts;
+}
+
+Counts sum(const SizedCounts& counts) {
+  Counts total{};
+  for (const Counts& part : counts.codes)
+    for (size_t code = 0; code < total.size(); ++code) total[code] += part[code];
+  return total;
 }
 
 // Counts of floor(k / 2^shift).
@@ -115,32 +128,44 @@ ChosenTable choose_table(const QuantizeContext& context, const Plan& plan, const
                          const uint8_t* kinds, const Book* book) {
   const Sampler sampler(context, plan, run, kinds);
   const Sample& sample = sampler.sample();
-  if (sample.coordinates == 0) return {kNoTable, {}};
-  const Counts counts = count_codes(sampler);
+  if (sample.coordinates == 0) return {kNoTable, {}, {}};
+  const SizedCounts sized = count_codes(sampler);
+  const Counts counts = sum(sized);
   const double symbols =
       static_cast<double>(std::accumulate(counts.begin(), counts.end(), uint64_t{0}));
   const double scale = static_cast<double>(sample.coordinates) / symbols;
   const auto cost = [&](const BlockTable& coding, const Counts& counts) {
     return (coded_bits(coding.table, counts) + coding.shift * symbols) * scale;
   };
-  ChosenTable best = {kInline, {normalize(counts, sample.exact()), 0}};
+  ChosenTable best = {kInline, {normalize(counts, sample.exact()), 0, {}}, {}};
   double best_bits = cost(best.coding, counts);
   if (static_cast<double>(counts[0]) > kLargeShare * symbols) {
     for (uint8_t shift : kShifts) {
       if (shift == 0) continue;
       const Counts shifted = count_shifted(sampler, shift);
-      const BlockTable coding = {normalize(shifted, false), shift};
+      const BlockTable coding = {normalize(shifted, false), shift, {}};
       const double bits = cost(coding, shifted);
       if (bits >= best_bits) continue;
-      best = {kInline, coding};
+      best = {kInline, coding, {}};
       best_bits = bits;
     }
   }
+  double table_bits = 8.0 * static_cast<double>(serialize(&best.coding.table, 1).size());
+  if (best.coding.shift == 0) {
+    const ChosenClasses classes = choose_classes(sized, best.coding.table, scale,
+                                                 (1.0 - kLeastGain) * (best_bits + table_bits));
+    if (!classes.tables.empty()) {
+      best = {kClasses, {classes.tables[0], 0, {classes.tables.begin() + 1, classes.tables.end()}},
+              classes.class_of_bin};
+      best_bits = classes.bits * scale;
+      table_bits = 8.0 * static_cast<double>(
+                             serialize(classes.tables.data(), classes.tables.size()).size());
+    }
+  }
   if (book == nullptr || run.type >= book->tables.size()) return best;
-  const BlockTable agreed = {book->tables[run.type], 0};
+  const BlockTable agreed = {book->tables[run.type], 0, {}};
   if (!agreed.table.present() || agreed.table.freq[0] == 0) return best;
-  const double table_bits = 8.0 * static_cast<double>(serialize(best.coding.table).size());
-  if (cost(agreed, counts) <= best_bits + table_bits) return {kAgreed, agreed};
+  if (cost(agreed, counts) <= best_bits + table_bits) return {kAgreed, agreed, {}};
   return best;
 }
 

@@ -1,4 +1,5 @@
-// The code table of one type in one payload: agreed or inline, whichever costs fewer bits.
+// The code tables of one type in one payload: agreed, inline, or inline for several classes of groups,
+// whichever costs fewer bits.
 #pragma once
 
 #include "quantize.hpp"
@@ -8,6 +9,7 @@ namespace qoda {
 struct ChosenTable {
   uint8_t kind;  // TableKind
   BlockTable coding;
+  ClassOfBin class_of_bin{};
 };
 
 // `kinds` holds the Kind of every segment. A type without coded coordinates gets kNoTable.

@@ -103,7 +103,7 @@ BlockReader Decoder::open(const Task& task, Workspace& work) const {
   }
   const UnpackedTable& table = payload.tables[block.slot];
   const uint8_t* entry = payload.entries[task.block];
-  return BlockReader(table.coding, table.lookup.get(), {load<uint32_t>(entry), load<uint32_t>(entry + 4)},
+  return BlockReader(table.coding, table.lookups.get(), {load<uint32_t>(entry), load<uint32_t>(entry + 4)},
                      payload.blocks[task.block], n, ahead, work);
 }
 

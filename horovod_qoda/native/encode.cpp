@@ -59,7 +59,7 @@ class Encoder {
   std::vector<float> sides_;
   std::vector<const float*> side_at_;
   std::vector<ChosenTable> tables_;
-  std::vector<EncodeTable> lookups_;  // of tables_
+  std::vector<std::vector<EncodeTable>> lookups_;  // of the classes of tables_
   std::mutex histogram_;
   uint64_t raw_values_ = 0;
   uint64_t block_table_ = 0;
@@ -122,11 +122,14 @@ void Encoder::write_meta() {
     tables_.push_back(
         choose_table(context(), plan_, run, kinds_.data(), request_.book));
     const ChosenTable& chosen = tables_.back();
-    lookups_.emplace_back();
-    fill(chosen.coding.table, lookups_.back());
+    std::vector<CodeTable> classes = {chosen.coding.table};
+    classes.insert(classes.end(), chosen.coding.more.begin(), chosen.coding.more.end());
+    lookups_.emplace_back(classes.size());
+    for (size_t c = 0; c < classes.size(); ++c) fill(classes[c], lookups_.back()[c]);
     out_[at++] = static_cast<uint8_t>(chosen.kind | chosen.coding.shift << kTableShiftAt);
-    if (chosen.kind != kInline) continue;
-    for (uint8_t byte : serialize(chosen.coding.table)) out_[at++] = byte;
+    if (chosen.kind == kClasses) out_[at++] = static_cast<uint8_t>(classes.size());
+    if (chosen.kind != kInline && chosen.kind != kClasses) continue;
+    for (uint8_t byte : serialize(classes.data(), classes.size())) out_[at++] = byte;
   }
   while (at % 4 != 0) out_[at++] = 0;
   block_table_ = at;
@@ -201,8 +204,9 @@ uint64_t Encoder::encode_blocks(size_t first, size_t n, size_t last, Workspace w
     const Block& block = plan_.blocks[first + i];
     const size_t escapes = quantize_block(block, work[i]);
     if (request_.histogram != nullptr) count_block(block, escapes, work[i]);
-    writers.emplace_back(tables_[block.slot].coding, &lookups_[block.slot], coded_symbols(block),
-                         escapes, next_values(first + n + i, last), work[i]);
+    const ChosenTable& chosen = tables_[block.slot];
+    writers.emplace_back(chosen.coding, chosen.class_of_bin, lookups_[block.slot].data(),
+                         coded_symbols(block), escapes, next_values(first + n + i, last), work[i]);
     if (writers.back().has_job()) jobs[n_jobs++] = writers.back().job;
   }
   kernels().rans_encode(jobs, n_jobs);

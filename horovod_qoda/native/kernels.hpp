@@ -13,6 +13,10 @@ constexpr int kMaxCode = 127;
 constexpr uint32_t kScaleBits = 12;
 constexpr uint32_t kScale = 1u << kScaleBits;
 constexpr uint32_t kStateLow = 1u << 16;
+// Tables that a type's blocks may choose from, and runs of symbols with one table in a block: one for
+// each, and a last group that is not whole.
+constexpr size_t kMostClasses = 4;
+constexpr size_t kMostRuns = kMostClasses + 1;
 
 // Philox4x32-10 key and the counter words that stay fixed within a layer.
 struct Philox {
@@ -85,12 +89,23 @@ struct Ahead {
   size_t bytes;
 };
 
-// One stream to encode. `words` is the end of the room for words, afterwards the first of them;
+// The symbols of a stream that share a table. Every run but the last is a multiple of 32 long.
+struct EncodeRun {
+  const EncodeTable* table;
+  size_t n;
+};
+
+struct DecodeRun {
+  const DecodeTable* table;
+  size_t n;
+};
+
+// One stream to encode, its runs not empty. `words` is the end of the room for words, afterwards the first of them;
 // `states` are the initial states, afterwards the final ones.
 struct EncodeJob {
   const uint8_t* codes;
-  size_t n;
-  const EncodeTable* table;
+  EncodeRun runs[kMostRuns];
+  size_t n_runs;
   uint32_t states[32];
   uint16_t* words;
   Ahead ahead;
@@ -102,9 +117,9 @@ struct DecodeJob {
   const uint8_t* words;
   size_t n_words;
   uint32_t states[32];
-  const DecodeTable* table;
+  DecodeRun runs[kMostRuns];
+  size_t n_runs;
   uint8_t* codes;  // with 64 bytes of slack
-  size_t n;
   Ahead ahead;
   bool ok;
 };

@@ -99,34 +99,44 @@ inline __m256i push_eight(__m256i x, const uint8_t* codes, const EncodeTable& ta
 void encode(EncodeJob& job) {
   uint32_t* states = job.states;
   uint16_t* words = job.words;
-  size_t i = job.n;
+  size_t i = 0;
+  for (size_t r = 0; r < job.n_runs; ++r) i += job.runs[r].n;
   for (; i % kLanes != 0; --i)
-    states[(i - 1) % kLanes] =
-        push_one(states[(i - 1) % kLanes], job.codes[i - 1], *job.table, words);
+    states[(i - 1) % kLanes] = push_one(states[(i - 1) % kLanes], job.codes[i - 1],
+                                        *job.runs[job.n_runs - 1].table, words);
   __m256i x[4];
   for (int r = 0; r < 4; ++r) x[r] = load8(states + 8 * r);
-  for (; i != 0; i -= kLanes)
+  for (size_t run = job.n_runs; run-- > 0;) {
+    const EncodeTable& table = *job.runs[run].table;
+    for (size_t rows = job.runs[run].n / kLanes; rows != 0; --rows, i -= kLanes)
 #pragma GCC unroll 4
-    for (int r = 3; r >= 0; --r)
-      x[r] = push_eight(x[r], job.codes + i - kLanes + 8 * r, *job.table, words);
+      for (int r = 3; r >= 0; --r)
+        x[r] = push_eight(x[r], job.codes + i - kLanes + 8 * r, table, words);
+  }
   for (int r = 0; r < 4; ++r)
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(states + 8 * r), x[r]);
   job.words = words;
 }
 
-bool decode(DecodeJob& job) {
-  for (uint32_t state : job.states)
-    if (state < kStateLow) return false;
+// Where a stream is: its next word and how many are left, and its next symbol.
+struct Position {
+  const uint8_t* words;
+  size_t left;
+  uint8_t* codes;
+};
+
+// Decodes n symbols of one table; false if the words do not suffice.
+bool decode_run(const uint32_t* slots, size_t n, uint32_t* states, Position& at) {
   const Permutations& tables = permutations();
   __m256i x[4];
-  for (int r = 0; r < 4; ++r) x[r] = load8(job.states + 8 * r);
-  const uint8_t* words = job.words;
-  size_t left = job.n_words, i = 0;
-  for (; i + kLanes <= job.n && left >= kLanes; i += kLanes) {
+  for (int r = 0; r < 4; ++r) x[r] = load8(states + 8 * r);
+  const uint8_t* words = at.words;
+  size_t left = at.left, i = 0;
+  for (; i + kLanes <= n && left >= kLanes; i += kLanes) {
     __m256i entry[4];
 #pragma GCC unroll 4
     for (int r = 0; r < 4; ++r) {
-      entry[r] = gather(job.table->slot, _mm256_and_si256(x[r], _mm256_set1_epi32(kScale - 1)));
+      entry[r] = gather(slots, _mm256_and_si256(x[r], _mm256_set1_epi32(kScale - 1)));
       const __m256i freq =
           _mm256_and_si256(_mm256_srli_epi32(entry[r], 8), _mm256_set1_epi32(0xFFF));
       x[r] = _mm256_add_epi32(_mm256_mullo_epi32(freq, _mm256_srli_epi32(x[r], kScaleBits)),
@@ -151,14 +161,14 @@ bool decode(DecodeJob& job) {
     const __m256i packed = _mm256_packus_epi16(_mm256_packus_epi32(entry[0], entry[1]),
                                                _mm256_packus_epi32(entry[2], entry[3]));
     _mm256_storeu_si256(
-        reinterpret_cast<__m256i*>(job.codes + i),
+        reinterpret_cast<__m256i*>(at.codes + i),
         _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
   }
   for (int r = 0; r < 4; ++r)
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(job.states + 8 * r), x[r]);
-  for (; i < job.n; ++i) {
-    uint32_t& state = job.states[i % kLanes];
-    const uint32_t entry = job.table->slot[state & (kScale - 1)];
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(states + 8 * r), x[r]);
+  for (; i < n; ++i) {
+    uint32_t& state = states[i % kLanes];
+    const uint32_t entry = slots[state & (kScale - 1)];
     state = (entry >> 8 & 0xFFF) * (state >> kScaleBits) + (entry >> 20);
     if (state < kStateLow) {
       if (left == 0) return false;
@@ -168,9 +178,19 @@ bool decode(DecodeJob& job) {
       words += 2;
       --left;
     }
-    job.codes[i] = static_cast<uint8_t>(entry);
+    at.codes[i] = static_cast<uint8_t>(entry);
   }
-  return left == 0;
+  at = {words, left, at.codes + n};
+  return true;
+}
+
+bool decode(DecodeJob& job) {
+  for (uint32_t state : job.states)
+    if (state < kStateLow) return false;
+  Position at = {job.words, job.n_words, job.codes};
+  for (size_t r = 0; r < job.n_runs; ++r)
+    if (!decode_run(job.runs[r].table->slot, job.runs[r].n, job.states, at)) return false;
+  return at.left == 0;
 }
 
 }  // namespace

@@ -38,6 +38,7 @@ struct Found {
 template <int kRegisters>
 class Lookup {
  public:
+  Lookup() = default;
   explicit Lookup(const EncodeTable& table) : below_(_mm512_set1_epi32(table.low - 1)) {
     alignas(64) uint32_t packed[16 * kRegisters] = {};
     alignas(64) float reciprocal[16 * kRegisters] = {};
@@ -77,6 +78,7 @@ class Lookup {
 // One load a code, for both numbers.
 class GatherLookup {
  public:
+  GatherLookup() = default;
   explicit GatherLookup(const EncodeTable& table) : entries_(table.entry) {}
   Found find(__m512i codes) const {
     const __m512i low = _mm512_i32gather_epi64(_mm512_castsi512_si256(codes), entries_, 8);
@@ -122,42 +124,63 @@ class Fetcher {
   const char* end_;
 };
 
-// Groups of 32 symbols from the last to the first.
+// Rows of 32 symbols from the last to the first.
 template <typename Table>
 class Encoder {
  public:
-  Encoder(const Table& table, EncodeJob& job)
-      : table_(table), job_(job), codes_(job.codes + job.n), words_(job.words), fetcher_(job.ahead) {
+  explicit Encoder(EncodeJob& job)
+      : job_(job), run_(job.n_runs), codes_(job.codes), words_(job.words), fetcher_(job.ahead) {
     for (int h = 0; h < 2; ++h) x_[h] = _mm512_loadu_si512(job.states + 16 * h);
-    const size_t rest = job.n % kLanes;
+    for (size_t r = 0; r < job.n_runs; ++r) codes_ += job.runs[r].n;
+    next_run();
+    if (run_ == job.n_runs) return;
+    const size_t rest = job.runs[run_].n % kLanes;
     codes_ -= rest;
-    if (rest == 0) return;
-    const __mmask32 live = _bzhi_u32(~0u, static_cast<unsigned>(rest));
-    const __m256i codes = _mm256_maskz_loadu_epi8(live, codes_);
-    group<false>(_mm256_castsi256_si128(codes), _mm256_extracti128_si256(codes, 1), live);
+    if (rest != 0) {
+      const __mmask32 live = _bzhi_u32(~0u, static_cast<unsigned>(rest));
+      const __m256i codes = _mm256_maskz_loadu_epi8(live, codes_);
+      row<false>(table(), _mm256_castsi256_si128(codes), _mm256_extracti128_si256(codes, 1), live);
+    }
+    took(0);
   }
 
-  size_t whole_groups() const { return static_cast<size_t>(codes_ - job_.codes) / kLanes; }
+  // Whole rows left of the run at hand, 0 at the end; afterwards tell with `took`.
+  size_t rows() const { return rows_; }
+  Table table() const { return Table(*job_.runs[run_].table); }
+  const EncodeTable* source() const { return job_.runs[run_].table; }
 
-  inline __attribute__((always_inline)) void whole_group() {
+  inline __attribute__((always_inline)) void whole_row(const Table& table) {
     codes_ -= kLanes;
     const __m128i* codes = reinterpret_cast<const __m128i*>(codes_);
-    group<true>(_mm_loadu_si128(codes), _mm_loadu_si128(codes + 1), ~0u);
+    row<true>(table, _mm_loadu_si128(codes), _mm_loadu_si128(codes + 1), ~0u);
     fetcher_.step();
   }
 
+  void took(size_t rows) {
+    rows_ -= rows;
+    while (rows_ == 0 && run_ != 0) next_run();
+  }
+
   void finish() {
-    for (size_t groups = whole_groups(); groups != 0; --groups) whole_group();
+    for (size_t rows; (rows = rows_) != 0; took(rows)) {
+      const Table here = table();
+      for (size_t r = 0; r < rows; ++r) whole_row(here);
+    }
     for (int h = 0; h < 2; ++h) _mm512_storeu_si512(job_.states + 16 * h, x_[h]);
     job_.words = words_;
   }
 
  private:
+  void next_run() {
+    if (run_ != 0) rows_ = job_.runs[--run_].n / kLanes;
+  }
+
   // `live` has a bit for each lane that has a symbol.
   template <bool kWhole>
-  inline __attribute__((always_inline)) void group(__m128i first, __m128i second, __mmask32 live) {
-    const Found found[2] = {table_.find(_mm512_cvtepu8_epi32(first)),
-                            table_.find(_mm512_cvtepu8_epi32(second))};
+  inline __attribute__((always_inline)) void row(const Table& table, __m128i first, __m128i second,
+                                                 __mmask32 live) {
+    const Found found[2] = {table.find(_mm512_cvtepu8_epi32(first)),
+                            table.find(_mm512_cvtepu8_epi32(second))};
     __m512i freq[2];
     __mmask16 full[2];
 #pragma GCC unroll 2
@@ -188,8 +211,9 @@ class Encoder {
                              _mm512_maskz_compress_epi16(full, low));
   }
 
-  const Table& table_;
   EncodeJob& job_;
+  size_t run_;
+  size_t rows_ = 0;
   __m512i x_[2];
   const uint8_t* codes_;
   uint16_t* words_;
@@ -197,29 +221,29 @@ class Encoder {
 };
 
 template <typename Table>
-inline __attribute__((always_inline)) void encode_two(const Table& first_table,
-                                                      const Table& second_table,
-                                                      EncodeJob* jobs) {
-  Encoder<Table> first(first_table, jobs[0]), second(second_table, jobs[1]);
-  const size_t a = first.whole_groups(), b = second.whole_groups();
-  for (size_t groups = a < b ? a : b; groups != 0; --groups) {
-    first.whole_group();
-    second.whole_group();
+void encode(EncodeJob* jobs, size_t n_jobs) {
+  if (n_jobs == 1) return Encoder<Table>(jobs[0]).finish();
+  Encoder<Table> first(jobs[0]), second(jobs[1]);
+  while (first.rows() != 0 && second.rows() != 0) {
+    const size_t rows = first.rows() < second.rows() ? first.rows() : second.rows();
+    const Table table = first.table();
+    if (first.source() == second.source()) {  // one copy of the table in registers
+      for (size_t r = 0; r < rows; ++r) {
+        first.whole_row(table);
+        second.whole_row(table);
+      }
+    } else {
+      const Table other = second.table();
+      for (size_t r = 0; r < rows; ++r) {
+        first.whole_row(table);
+        second.whole_row(other);
+      }
+    }
+    first.took(rows);
+    second.took(rows);
   }
   first.finish();
   second.finish();
-}
-
-template <typename Table>
-void encode(EncodeJob* jobs, size_t n_jobs) {
-  const Table table(*jobs[0].table);
-  if (n_jobs == 1) {
-    Encoder<Table>(table, jobs[0]).finish();
-  } else if (jobs[0].table == jobs[1].table) {  // one copy of the table in registers
-    encode_two(table, table, jobs);
-  } else {
-    encode_two(table, Table(*jobs[1].table), jobs);
-  }
 }
 
 // Undoes push for the slots in x's low 12 bits.
@@ -232,25 +256,36 @@ inline __m512i pop(__m512i x, __m512i entry) {
 class Decoder {
  public:
   explicit Decoder(DecodeJob& job)
-      : table_(job.table->slot),
+      : job_(job),
         states_(job.states),
         words_(job.words),
         left_(job.n_words),
         codes_(job.codes),
-        symbols_(job.n),
-        fetcher_(job.ahead) {}
+        rest_(job.n_runs == 0 ? 0 : job.runs[job.n_runs - 1].n % kLanes),
+        fetcher_(job.ahead) {
+    took(0);
+  }
 
-  size_t whole_groups() const { return symbols_ / kLanes; }
+  // Whole rows left of the run at hand, 0 at the end; afterwards tell with `took`.
+  size_t rows() const { return rows_; }
 
-  // Decodes a group; false if the words do not suffice.
+  void took(size_t rows) {
+    rows_ -= rows;
+    for (; rows_ == 0 && run_ != job_.n_runs; ++run_) {
+      table_ = job_.runs[run_].table->slot;
+      rows_ = job_.runs[run_].n / kLanes;
+    }
+  }
+
+  // Decodes a row of 32; false if the words do not suffice.
   template <bool kWhole>
-  inline __attribute__((always_inline)) bool group() {
+  inline __attribute__((always_inline)) bool row() {
     const __m512i slot = _mm512_set1_epi32(kScale - 1);
     const __m512i even = _mm512_i32gather_epi32(_mm512_and_si512(states_.even, slot), table_, 4);
     const __m512i odd = _mm512_i32gather_epi32(_mm512_and_si512(states_.odd, slot), table_, 4);
     __m512i new_even = pop(states_.even, even), new_odd = pop(states_.odd, odd);
     if constexpr (!kWhole) {
-      const __mmask32 live = _bzhi_u32(~0u, static_cast<unsigned>(symbols_));
+      const __mmask32 live = _bzhi_u32(~0u, static_cast<unsigned>(rest_));
       new_even = _mm512_mask_mov_epi32(states_.even, _pext_u32(live, ~kOdd), new_even);
       new_odd = _mm512_mask_mov_epi32(states_.odd, _pext_u32(live, kOdd), new_odd);
     }
@@ -278,26 +313,28 @@ class Decoder {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes_), _mm512_cvtepi32_epi16(pairs));
     fetcher_.step();
     codes_ += kLanes;
-    symbols_ -= kWhole ? kLanes : symbols_;
     return true;
   }
 
-  // Whole groups, then the rest; true if that uses all words.
+  // Whole rows, then the rest; true if that uses all words.
   bool finish(uint32_t states[32]) {
-    while (symbols_ >= kLanes)
-      if (!group<true>()) return false;
-    if (symbols_ != 0 && !group<false>()) return false;
+    for (; rows_ != 0; took(1))
+      if (!row<true>()) return false;
+    if (rest_ != 0 && !row<false>()) return false;
     states_.store(states);
     return left_ == 0;
   }
 
  private:
-  const uint32_t* table_;
+  DecodeJob& job_;
+  size_t run_ = 0;
+  size_t rows_ = 0;
+  const uint32_t* table_ = nullptr;
   States states_;
   const uint8_t* words_;
   size_t left_;
   uint8_t* codes_;
-  size_t symbols_;
+  size_t rest_;
   Fetcher fetcher_;
 };
 
@@ -314,20 +351,26 @@ void decode_one(DecodeJob& job) {
 
 // False if one of the streams ended early; then neither job's states are of use.
 bool decode_side_by_side(Decoder& first, Decoder& second) {
-  const size_t a = first.whole_groups(), b = second.whole_groups();
-  for (size_t groups = a < b ? a : b; groups != 0; --groups)
-    if (!first.group<true>() || !second.group<true>()) return false;
+  while (first.rows() != 0 && second.rows() != 0) {
+    const size_t rows = first.rows() < second.rows() ? first.rows() : second.rows();
+    for (size_t r = 0; r < rows; ++r)
+      if (!first.row<true>() || !second.row<true>()) return false;
+    first.took(rows);
+    second.took(rows);
+  }
   return true;
 }
 
 }  // namespace
 
 void avx512::rans_encode(EncodeJob* jobs, size_t n_jobs) {
-  int used = 0;  // codes of the larger table, the escape included
-  for (size_t j = 0; j < n_jobs; ++j) {
-    const int here = jobs[j].table->high - jobs[j].table->low + 2;
-    used = here > used ? here : used;
-  }
+  int used = 0;  // codes of the largest table, the escape included
+  for (size_t j = 0; j < n_jobs; ++j)
+    for (size_t r = 0; r < jobs[j].n_runs; ++r) {
+      const EncodeTable& table = *jobs[j].runs[r].table;
+      const int here = table.high - table.low + 2;
+      used = here > used ? here : used;
+    }
   if (n_jobs == 0) return;
   if (used <= 32) return encode<Lookup<2>>(jobs, n_jobs);
   if (used <= 64) return encode<Lookup<4>>(jobs, n_jobs);

@@ -105,15 +105,18 @@ Plan make_plan(const Segment* segments, size_t n_segments, uint64_t n_values,
 
 uint64_t max_payload_bytes(const Segment* segments, size_t n_segments) {
   uint64_t values = 0, sides = 0, types = 0;
+  const Segment* previous = nullptr;
   for (size_t row = 0; row < n_segments; ++row) {
     values += segments[row].numel;
     sides += side_values(segments[row]);
-    types += row == 0 || segments[row].type != segments[row - 1].type ||
-             segments[row].quantizer == kRawQuantizer;
+    if (segments[row].quantizer == kRawQuantizer) continue;
+    types += previous == nullptr || segments[row].type != previous->type;
+    previous = &segments[row];
   }
-  // A block of fewer than kBlockSymbols - kAlignment symbols is the last of its type, and all raw
-  // values together fill whole blocks but one.
-  const uint64_t blocks = values / (kBlockSymbols - kAlignment) + types + 2;
+  // A block of fewer than kBlockSymbols - kAlignment symbols is the last of its type. Segments that
+  // turn out to be raw have both the blocks that the layout gives them and raw ones.
+  const uint64_t blocks =
+      values / (kBlockSymbols - kAlignment) + types + values / kBlockSymbols + 2;
   return kHeaderBytes + n_segments * kRecordBytes + 4 * sides + types * kMaxTableBytes +
          blocks * kBlockEntryBytes + 4 * values + 64;
 }

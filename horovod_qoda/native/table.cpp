@@ -82,17 +82,39 @@ CodeTable normalize(const Counts& counts, bool exact) {
   table.high = range.high;
   uint64_t inside = 0;
   for (int code = range.low; code <= range.high; ++code) inside += counts[code];
-  std::vector<int> codes, freq;
+  table.freq[0] = !exact || inside != total;
+  return normalize_like(table, counts);
+}
+
+CodeTable normalize_like(const CodeTable& like, const Counts& counts) {
+  std::vector<int> codes;
   std::vector<uint64_t> count;
+  uint64_t total = 0, inside = 0;
+  for (uint64_t c : counts) total += c;
+  for (int code = like.low; code <= like.high; ++code) inside += counts[code];
   const auto add = [&](int code, uint64_t c) {
     codes.push_back(code);
     count.push_back(c);
-    const uint64_t nearest = (2 * c * kScale + total) / (2 * total);
-    freq.push_back(static_cast<int>(std::max<uint64_t>(1, nearest)));
   };
-  if (!exact || inside != total) add(0, total - inside);
-  for (int code = range.low; code <= range.high; ++code) add(code, counts[code]);
+  if (like.freq[0] != 0) add(0, total - inside);
+  for (int code = like.low; code <= like.high; ++code) add(code, counts[code]);
+  // Codes that would round to nothing get 1, and the others share what is left.
+  uint64_t rare = 0, shared = total;
+  for (uint64_t c : count)
+    if (2 * c * kScale < total) {
+      ++rare;
+      shared -= c;
+    }
+  std::vector<int> freq;
+  for (uint64_t c : count) {
+    const uint64_t nearest =
+        2 * c * kScale < total ? 1 : (2 * c * (kScale - rare) + shared) / (2 * shared);
+    freq.push_back(static_cast<int>(std::max<uint64_t>(1, nearest)));
+  }
   balance(freq, count);
+  CodeTable table;
+  table.low = like.low;
+  table.high = like.high;
   for (size_t i = 0; i < codes.size(); ++i) table.freq[codes[i]] = static_cast<uint16_t>(freq[i]);
   return table;
 }
@@ -129,21 +151,23 @@ double coded_bits(const CodeTable& table, const Counts& counts) {
   return bits + static_cast<double>(escaped) * each;
 }
 
-std::vector<uint8_t> serialize(const CodeTable& table) {
-  std::vector<uint8_t> bytes = {static_cast<uint8_t>(table.low), static_cast<uint8_t>(table.high)};
+std::vector<uint8_t> serialize(const CodeTable* tables, size_t count) {
+  const int low = tables->low, high = tables->high;
+  std::vector<uint8_t> bytes = {static_cast<uint8_t>(low), static_cast<uint8_t>(high)};
   const auto put = [&](uint16_t freq) {
     if (freq >= 128) bytes.push_back(static_cast<uint8_t>(0x80 | freq >> 8));
     bytes.push_back(static_cast<uint8_t>(freq));
   };
-  put(table.freq[0]);
-  for (int code = table.low; code <= table.high; ++code) put(table.freq[code]);
+  for (const CodeTable* table = tables; table != tables + count; ++table) {
+    put(table->freq[0]);
+    for (int code = low; code <= high; ++code) put(table->freq[code]);
+  }
   return bytes;
 }
 
-size_t parse(const uint8_t* bytes, size_t n, CodeTable& table) {
+size_t parse(const uint8_t* bytes, size_t n, CodeTable* tables, size_t count) {
   if (n < 2 || bytes[0] == 0 || bytes[1] < bytes[0]) return 0;
   size_t at = 2;
-  std::array<uint16_t, 256> freq{};
   const auto take = [&](uint16_t& value) {
     if (at >= n) return false;
     value = bytes[at++];
@@ -152,10 +176,15 @@ size_t parse(const uint8_t* bytes, size_t n, CodeTable& table) {
     value = static_cast<uint16_t>((value & 0x7F) << 8 | bytes[at++]);
     return value >= 128;  // one spelling only
   };
-  if (!take(freq[0])) return 0;
-  for (int code = bytes[0]; code <= bytes[1]; ++code)
-    if (!take(freq[code])) return 0;
-  return make_table(freq.data(), table) && table.low == bytes[0] && table.high == bytes[1] ? at : 0;
+  for (CodeTable* table = tables; table != tables + count; ++table) {
+    std::array<uint16_t, 256> freq{};
+    if (!take(freq[0])) return 0;
+    for (int code = bytes[0]; code <= bytes[1]; ++code)
+      if (!take(freq[code])) return 0;
+    if (!make_table(freq.data(), *table) || table->low != bytes[0] || table->high != bytes[1])
+      return 0;
+  }
+  return at;
 }
 
 void fill(const CodeTable& table, EncodeTable& out) {

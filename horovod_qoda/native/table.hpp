@@ -28,6 +28,8 @@ struct CodeTable {
 // Twelve-bit frequencies near counts. `exact` says that nothing else will be coded: without escapes
 // in the counts there will be none in the block, and the escape gets no frequency.
 CodeTable normalize(const Counts& counts, bool exact);
+// Frequencies near counts for the codes that `like` has; counts beyond its range are escapes.
+CodeTable normalize_like(const CodeTable& like, const Counts& counts);
 
 // Checks range and sum; false if `freq` is no code table.
 bool make_table(const uint16_t freq[256], CodeTable& table);
@@ -35,9 +37,10 @@ bool make_table(const uint16_t freq[256], CodeTable& table);
 // Bits that a table needs for the counts, escaped values included; infinite if it cannot code them.
 double coded_bits(const CodeTable& table, const Counts& counts);
 
-std::vector<uint8_t> serialize(const CodeTable& table);
-// Returns the bytes read, or 0 if they are no table.
-size_t parse(const uint8_t* bytes, size_t n, CodeTable& table);
+// Tables of one range: its ends, then each table's frequencies.
+std::vector<uint8_t> serialize(const CodeTable* tables, size_t count);
+// Returns the bytes read, or 0 if they are no such tables.
+size_t parse(const uint8_t* bytes, size_t n, CodeTable* tables, size_t count);
 
 void fill(const CodeTable& table, EncodeTable& out);
 void fill(const CodeTable& table, DecodeTable& out);

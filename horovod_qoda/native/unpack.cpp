@@ -44,6 +44,7 @@ class Unpacker {
   void read_records();
   void check_record(size_t row, float step, uint8_t kind) const;
   void read_sides();
+  void read_classes(BlockTable& coding);
   void read_tables();
   void find_blocks();
 
@@ -101,6 +102,20 @@ void Unpacker::read_sides() {
   }
 }
 
+// The tables of several classes of groups.
+void Unpacker::read_classes(BlockTable& coding) {
+  const size_t count = at_ < end_ ? frame_.bytes[at_++] : 0;
+  if (count < 2 || count > kMostClasses) throw PayloadError("wrong number of classes");
+  std::vector<CodeTable> tables(count);
+  const size_t bytes = parse(frame_.bytes + at_, end_ - at_, tables.data(), count);
+  if (bytes == 0) throw PayloadError("malformed code tables of classes");
+  at_ += bytes;
+  for (const CodeTable& table : tables)
+    if (table.certain_code() != 0) throw PayloadError("a class whose code table is certain");
+  coding.table = tables[0];
+  coding.more.assign(tables.begin() + 1, tables.end());
+}
+
 void Unpacker::read_tables() {
   std::vector<bool> coded(plan_.types.size(), false);
   for (const Block& block : plan_.blocks)
@@ -112,9 +127,11 @@ void Unpacker::read_tables() {
     UnpackedTable entry;
     entry.coding.shift = frame_.bytes[at_++] >> kTableShiftAt;
     if (kind == kInline) {
-      const size_t bytes = parse(frame_.bytes + at_, end_ - at_, entry.coding.table);
+      const size_t bytes = parse(frame_.bytes + at_, end_ - at_, &entry.coding.table, 1);
       if (bytes == 0) throw PayloadError("malformed code table");
       at_ += bytes;
+    } else if (kind == kClasses) {
+      read_classes(entry.coding);
     } else if (kind == kAgreed) {
       const uint16_t type = plan_.types[slot].type;
       if (request_.book == nullptr || type >= request_.book->tables.size() ||
@@ -132,8 +149,10 @@ void Unpacker::read_tables() {
         (shift != 0 && (kind != kInline || entry.coding.table.certain_code() != 0)))
       throw PayloadError("a code table with a wrong shift");
     if (entry.coding.table.present() && entry.coding.certain_code() == 0) {
-      entry.lookup = std::make_unique<DecodeTable>();
-      fill(entry.coding.table, *entry.lookup);
+      entry.lookups = std::make_unique<DecodeTable[]>(entry.coding.classes());
+      fill(entry.coding.table, entry.lookups[0]);
+      for (size_t c = 1; c < entry.coding.classes(); ++c)
+        fill(entry.coding.more[c - 1], entry.lookups[c]);
     }
     out_.tables.push_back(std::move(entry));
   }

@@ -9,7 +9,7 @@ namespace qoda {
 
 struct UnpackedTable {
   BlockTable coding;
-  std::unique_ptr<DecodeTable> lookup;  // null if the type codes nothing or one certain symbol
+  std::unique_ptr<DecodeTable[]> lookups;  // one a class, null if the type codes nothing or one certain symbol
 };
 
 struct Unpacked {

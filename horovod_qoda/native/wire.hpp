@@ -11,7 +11,7 @@ namespace qoda {
 #endif
 
 constexpr uint32_t kMagic = 0x41444F51;  // "QODA"
-constexpr uint16_t kVersion = 1;
+constexpr uint16_t kVersion = 2;
 
 enum HeaderField : size_t {
   kAtMagic = 0,
@@ -38,7 +38,7 @@ enum HeaderField : size_t {
 constexpr size_t kHeaderBytes = 112;
 constexpr size_t kRecordBytes = 8;       // step f32, kind u8, mode u8, bucket u8, levels u8
 constexpr size_t kBlockEntryBytes = 12;  // length u32, info u32, CRC32C u32
-constexpr size_t kMaxTableBytes = 3 + 2 * 256 + 3;
+constexpr size_t kMaxTableBytes = 4 + 4 * 2 * 256 + 3;
 // info: escapes in bits 0..16, tail symbols in bits 17..30; alone, bit 31: every k as float32.
 constexpr uint32_t kEscapesMask = 0x1FFFF;
 constexpr uint32_t kTailShift = 17;
@@ -48,7 +48,7 @@ constexpr size_t kLanes = 32;
 constexpr size_t kStateBytes = 4 * kLanes;
 
 enum Kind : uint8_t { kZero = 0, kCoded = 1, kRaw = 2, kNonfinite = 3 };
-enum TableKind : uint8_t { kNoTable = 0, kInline = 1, kAgreed = 2 };
+enum TableKind : uint8_t { kNoTable = 0, kInline = 1, kAgreed = 2, kClasses = 3 };
 constexpr uint8_t kTableKindMask = 0x0F;  // the other half of the byte is the shift
 constexpr uint32_t kTableShiftAt = 4;
 
