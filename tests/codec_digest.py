@@ -24,8 +24,9 @@ def cases():
                 parts = [make_input(name, n, rng) for n in SIZES]
                 rows = [segment(len(v), c=c, values=v, index=0, **kind) for v in parts]
                 yield np.concatenate(parts), join(rows)
-        values = make_input("student", 250_001, rng)
-        yield values, segment(250_001, c=0.5, values=values, **kind)
+        for name in ("student", "rows"):
+            values = make_input(name, 250_001, rng)
+            yield values, segment(250_001, c=0.5, values=values, **kind)
 
 
 def run(threads: int) -> str:

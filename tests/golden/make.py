@@ -44,6 +44,8 @@ def cases() -> Cases:
     counts = np.zeros((1, 256), dtype=np.int64)
     counts[0, 120:137] = 17 - np.abs(np.arange(-8, 9))
     made["agreed"] = (wave(700), segment(700, quantizer=1, step=0.5), Book.from_histogram(counts))
+    rows = wave(3000) * np.repeat(np.float32([0, 1, 3, 0.25, 0.5]), 600)
+    made["classes"] = (rows, segment(3000, quantizer=1, reconstruction=1, step=0.5), None)
     return made
 
 
@@ -57,6 +59,8 @@ def large_cases() -> Cases:
             segment(n, quantizer=1, reconstruction=1, step=step),
             None,
         )
+    sizes = np.float32(2) ** ((np.arange(n) // 640 * 7 % 5) - 3).astype(np.float32)
+    made["large_classes"] = (wave(n) * sizes, segment(n, quantizer=1, step=0.25), None)
     rows = [segment(n // 5, step=0.5, index=0, **QUANTIZERS[kind]) for kind in QUANTIZERS]
     mixed = join([row for row in rows for _ in range(2)])
     mixed["step"][mixed["quantizer"] != 1] = 0

@@ -16,6 +16,7 @@ from tests.reference.quantizers import (
     uniforms,
 )
 from tests.reference.rans import (
+    choose_classes,
     coded_bits,
     count_codes,
     decode_block,
@@ -101,14 +102,16 @@ def jitter(i, stride):
 
 
 def choose_table(symbols, run_type, book):
-    """(kind byte, frequencies, shift) from the symbols of each coded piece of a type."""
+    """(kind byte, table of each class, class of each size, shift) from the symbols of each coded
+    piece of a type."""
     groups = [k[at : at + GROUP] for k in symbols for at in range(0, len(k), GROUP)]
     if not groups:
-        return 0, None, 0
+        return 0, [None], None, 0
     stride = max(1, len(groups) // min(max(len(groups) // 8, 512), 1024))
     drawn = range(-(-len(groups) // stride))
     picked = [i * stride + jitter(i, stride) for i in drawn]
-    sample = np.concatenate([groups[i] for i in picked if i < len(groups)])
+    picked = [groups[i] for i in picked if i < len(groups)]
+    sample = np.concatenate(picked)
     scale = sum(len(k) for k in symbols) / len(sample)
     counts = count_codes(sample)
     freq, shift = normalize(counts, exact=stride == 1), 0
@@ -120,11 +123,19 @@ def choose_table(symbols, run_type, book):
             candidate_bits = (coded_bits(candidate, shifted) + s * len(sample)) * scale
             if candidate_bits < bits:
                 freq, shift, bits = candidate, s, candidate_bits
+    found, table_bits = None, 8 * len(serialize(freq))
+    if shift == 0:
+        codes = [np.where(np.abs(k) <= 127, k + 128, 0).astype(int) for k in picked]
+        found = choose_classes(codes, freq, scale, 0.99 * (bits + table_bits))
+    if found is not None:
+        bits, table_bits = found[2] * scale, 8 * len(serialize(*found[0]))
     if book is not None and run_type < len(book.tables) and book.tables[run_type].any():
         agreed = [int(f) for f in book.tables[run_type]]
-        if agreed[0] and coded_bits(agreed, counts) * scale <= bits + 8 * len(serialize(freq)):
-            return 2, agreed, 0
-    return 1 | shift << 4, freq, shift
+        if agreed[0] and coded_bits(agreed, counts) * scale <= bits + table_bits:
+            return 2, [agreed], None, 0
+    if found is not None:
+        return 3, *found[:2], 0
+    return 1 | shift << 4, [freq], None, shift
 
 
 def mode_byte(s):
@@ -161,11 +172,13 @@ def encode(values, segments, header, book=None, levels=()):
     blocks = []
     for run_type, run in plan_blocks(segments):
         k = [[symbols(*p) for p in block if kinds[p[0]] == CODED] for block in run]
-        kind, freq, shift = choose_table([x for pieces in k for x in pieces], run_type, book)
-        meta += bytes([kind]) + (serialize(freq) if kind & 15 == 1 else b"")
+        symbols_of_type = [x for pieces in k for x in pieces]
+        kind, freqs, class_of_bin, shift = choose_table(symbols_of_type, run_type, book)
+        meta += bytes([kind]) + (bytes([len(freqs)]) if kind == 3 else b"")
+        meta += serialize(*freqs) if kind & 15 in (1, 3) else b""
         for pieces in k:
             joined = np.concatenate([np.zeros(0, dtype=F32), *pieces])
-            blocks.append(encode_block(joined, freq, shift))
+            blocks.append(encode_block(joined, freqs, class_of_bin, shift))
     raw = b"".join(
         values[int(s["offset"]) : int(s["offset"] + s["numel"])].astype("<f4").tobytes()
         for s, kind in zip(segments, kinds, strict=True)
@@ -179,7 +192,7 @@ def encode(values, segments, header, book=None, levels=()):
     meta_bytes = 112 + len(records) + len(meta)
     head = struct.pack(
         "<IHHQQQQQQIIIIIIdddI",
-        *(0x41444F51, 1, 112, meta_bytes + len(body), header.layout_hash, header.exchange),
+        *(0x41444F51, 2, 112, meta_bytes + len(body), header.layout_hash, header.exchange),
         *(header.key, book.hash if book else header.book_hash, int(segments["numel"].sum())),
         *(header.rank, header.chunk, header.stage, len(segments), len(blocks)),
         *(levels_crc(levels), header.sum_sq, header.sum_sq_diff, header.aux, meta_bytes),
@@ -205,27 +218,33 @@ def decode(payload, segments, header, book=None, levels=()):
     tables = []
     types = plan_blocks(segments)
     for run_type, _ in types:
-        kind, shift, freq = payload[at] & 15, payload[at] >> 4, [0] * 256
+        kind, shift, freqs = payload[at] & 15, payload[at] >> 4, [[0] * 256]
         at += 1
-        if kind == 1:
+        if kind == 3:
+            freqs = [[0] * 256 for _ in range(payload[at])]
+            at += 1
+        if kind in (1, 3):
             low, high = payload[at], payload[at + 1]
             at += 2
-            for code in [0, *range(low, high + 1)]:
-                freq[code] = payload[at]
-                at += 1
-                if freq[code] >= 128:
-                    freq[code] = (freq[code] - 128) * 256 + payload[at]
+            for freq in freqs:
+                for code in [0, *range(low, high + 1)]:
+                    freq[code] = payload[at]
                     at += 1
-        tables.append(([int(f) for f in book.tables[run_type]] if kind == 2 else freq, shift))
+                    if freq[code] >= 128:
+                        freq[code] = (freq[code] - 128) * 256 + payload[at]
+                        at += 1
+        tables.append(([[int(f) for f in book.tables[run_type]]] if kind == 2 else freqs, shift))
     entry = at + -at % 4
     at = struct.unpack_from("<I", payload, 104)[0]
     out = [np.zeros(int(s["numel"]), dtype=F32) for s in segments]
-    for (_, run), (freq, shift) in zip(types, tables, strict=True):
+    for (_, run), (freqs, shift) in zip(types, tables, strict=True):
         for block in run:
             length, info, crc = struct.unpack_from("<III", payload, entry)
             entry += 12
             coded = [p for p in block if kinds[p[0]] == CODED]
-            k = decode_block(payload[at : at + length], info, sum(p[2] for p in coded), freq, shift)
+            k = decode_block(
+                payload[at : at + length], info, sum(p[2] for p in coded), freqs, shift
+            )
             at += length + -length % 4
             for row, start, n in coded:
                 s = segments[row]

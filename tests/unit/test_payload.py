@@ -238,7 +238,7 @@ def test_incompressible_symbols_stay_within_capacity():
     seed=st.integers(0, 2**32 - 1),
     sizes=st.lists(st.integers(1, 3000), min_size=1, max_size=6),
     quantizer=st.sampled_from(list(QUANTIZERS)),
-    name=st.sampled_from(["normal", "student", "sparse", "constant", "one_hot"]),
+    name=st.sampled_from(["normal", "student", "sparse", "constant", "one_hot", "rows"]),
     log_c=st.floats(-6, 3),
 )
 def test_round_trip(seed, sizes, quantizer, name, log_c):

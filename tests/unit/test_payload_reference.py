@@ -43,6 +43,24 @@ def test_sampled_table():
     check(values, segment(150_000, values=values, quantizer=1, reconstruction=0))
 
 
+@pytest.mark.parametrize("n", [384, 3000, 70_001])
+@pytest.mark.parametrize("c", [2.0, 0.5, 0.1])
+def test_classes(n, c):
+    """Rows of different sizes: of one block and of two, with a last group that is not whole."""
+    values = make_input("rows", n, np.random.default_rng(6))
+    made, _ = check(values, segment(n, c=c, values=values, quantizer=1, reconstruction=1))
+    assert n < 70_000 or made[112 + 8] == 3, "the case has no classes"
+
+
+def test_classes_beat_an_agreed_table():
+    values = make_input("rows", 20_000, np.random.default_rng(7))
+    rows = segment(20_000, values=values, quantizer=1)
+    histogram = np.zeros((1, 256), dtype=np.int64)
+    payload(values, rows, histogram=histogram)
+    made, _ = check(values, rows, Book.from_histogram(histogram))
+    assert made[112 + 8] == 3
+
+
 def mixed_chunk(rng):
     """Types of several segments, of all kinds and quantisers, over block boundaries."""
     sizes = [1024, 70_000, 3000, 1, 999, 4096, 2048, 17, 300]
