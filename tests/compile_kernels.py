@@ -19,17 +19,17 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from horovod_qoda.kernels import checksum, dequantize, pack, quantize, rans, sample, spans
+from horovod_qoda.kernels import checksum, classes, dequantize, pack, quantize, rans, sample, spans
 from horovod_qoda.kernels.geometry import GROUPS, SAMPLE_GROUPS
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 POINTERS = {
     "*fp32": "values exact inverse sides levels inverse_gaps copy_to out steps payloads_f32",
-    "*u8": "codes payloads body",
+    "*u8": "codes payloads body ids",
     "*i16": "words payloads16 body16",
     "*i32": "counters bad coding call level_counts counts program_type tables states freq slots "
-    "payloads32 error body32 kinds dithered calls last checksums starts",
+    "class_of_bin order payloads32 error body32 kinds dithered calls last checksums starts",
     "*i64": "tile_piece tile_start pieces code_at block_type group_piece group_start places "
     "places_of_blocks span_at span_to span_n jobs sources raw_at piece_from piece_to piece_n "
     "word_at n_words",
@@ -50,8 +50,12 @@ def variants(quick):
     for q in (1, 2) if quick else (0, 1, 2, 3):
         yield dequantize.sum_tiles, {"QUANTIZER": q, "ADD": q == 1, "GROUPS": GROUPS}, 4
     yield sample.count_all, {"TILE": 1024}, 4
-    yield rans.encode_streams, {}, 1
-    yield rans.decode_streams, {}, 1
+    for several in (False, True):
+        yield rans.encode_streams, {"CLASSES": several}, 1
+        yield rans.decode_streams, {"CLASSES": several}, 1
+    yield classes.find_ids, {"EACH": classes.IDS_EACH}, 4
+    yield classes.order_groups, {}, 4
+    yield classes.order_sent_groups, {}, 4
     yield rans.fill_slots, {"WIDTH": 1024}, 4
     yield pack.pack_blocks, {"TILE": 1024}, 4
     yield checksum.checksum_blocks, {"LANES": checksum.LANES}, 8

@@ -17,6 +17,7 @@ import horovod_qoda.native._codec as _codec
 from horovod_qoda.coding.payload import DITHERED, Header, PayloadError
 from horovod_qoda.coding.tables import Book
 from horovod_qoda.kernels import fields as f
+from horovod_qoda.kernels.classes import order_sent_groups
 from horovod_qoda.kernels.coder import EXACT, ONE_WARP, Coder, LevelTables, call_words
 from horovod_qoda.kernels.dequantize import spread_escapes, sum_tiles
 from horovod_qoda.kernels.geometry import GROUPS, Geometry
@@ -89,14 +90,18 @@ def _jobs(
     slot = geometry.block_type
     length, info = part["length"].astype(np.int64), part["info"].astype(np.int64)
     shift = part["shift"].astype(np.int64)[slot]
-    certain = np.array([certain_code(freq) for freq in part["freq"]], np.int64)
+    classes = part["classes"].astype(np.int64)
+    first_table = np.cumsum(classes) - classes
+    certain = np.array([certain_code(part["freq"][row]) for row in first_table], np.int64)
     certain = np.where(part["shift"] == 0, certain, 0)[slot]
+    classes, first_table = classes[slot], first_table[slot]
     plain = info == 1 << 31
     empty = (n == 0) | (certain != 0)
     escapes = np.where(plain, 0, info & 0x1FFFF)
     tail = np.where(plain, 0, info >> 17)
     stream = ~empty & ~plain
-    low_at = 128 + (escapes + 3) // 4 * 4
+    ids = np.where(classes > 1, ((n + 127) // 128 * 2 + 31) // 32 * 4, 0)
+    low_at = 128 + ids + (escapes + 3) // 4 * 4
     wrong = empty & ((length != 0) | (info != 0))
     wrong |= plain & ~empty & (length != 4 * n)
     wrong |= stream & ((escapes > n) | (tail > np.minimum(n, MOST_TAIL)) | (length % 2 != 0))
@@ -111,7 +116,8 @@ def _jobs(
     jobs[:, f.TAIL.value] = tail
     jobs[:, f.LENGTH.value] = length
     jobs[:, f.SHIFT.value] = shift
-    jobs[:, f.TABLE.value] = np.where(certain != 0, certain, slot)
+    jobs[:, f.TABLE.value] = np.where(certain != 0, certain, first_table)
+    jobs[:, f.CLASSES.value] = classes
     mode = np.where(plain, f.PLAIN.value, f.STREAM.value)
     mode = np.where(certain != 0, f.CERTAIN.value, mode)
     jobs[:, f.MODE.value] = np.where(n == 0, f.EMPTY.value, mode)
@@ -163,21 +169,23 @@ def _decode_some(
     memory, count = coder.memory, len(payloads)
     n, n_blocks = int(geometry.block_at[-1]), geometry.n_blocks
     starts, data = _send(coder, payloads)
-    n_types = len(geometry.types)
     jobs = np.stack([jobs for jobs, _ in found])
     sources = np.stack([sources for _, sources in found])
     raw_at = np.stack([part["raw_at"] for part in unpacked])
+    n_tables = 0
     for p, start in enumerate(starts):
         jobs[p, :, f.BYTE_AT.value] += start
         jobs[p, :, f.SYMBOL_AT.value] += p * n
         stream = jobs[p, :, f.MODE.value] == f.STREAM.value
-        jobs[p, stream, f.TABLE.value] += p * n_types
+        jobs[p, stream, f.TABLE.value] += n_tables
+        n_tables += len(unpacked[p]["freq"])
         coded = sources[p, :, f.CODE_AT.value] >= 0
         sources[p, coded, f.CODE_AT.value] += p * n
         sources[p, :, f.LOW_BIT_AT.value] += 8 * start
         raw_at[p] += start
     sides = np.stack([np.append(part["sides"], np.float32(0)) for part in unpacked])
-    freq = np.stack([part["freq"] for part in unpacked]).astype(np.int32)
+    freq = np.concatenate([part["freq"] for part in unpacked]).astype(np.int32)
+    classes = bool((jobs[:, :, f.CLASSES.value] > 1).any())
     there = memory.upload(
         "decode",
         {
@@ -198,13 +206,18 @@ def _decode_some(
     error = memory.buffer("error", count, torch.int32)
     error.zero_()
     if n_blocks:
-        slots = memory.buffer("slots", count * n_types * 4096, torch.int32)
-        fill_slots[(count * n_types, 4096 // SLOT_WIDTH)](
+        slots = memory.buffer("slots", n_tables * 4096, torch.int32)
+        fill_slots[(n_tables, 4096 // SLOT_WIDTH)](
             there["freq"], there["starts"], slots, WIDTH=SLOT_WIDTH, num_warps=4
         )
+        order = memory.buffer("sent_order", count * n_blocks * 512, torch.int32)
+        if classes:
+            order_sent_groups[(count * n_blocks,)](
+                data, there["jobs"], order, error, n_blocks, num_warps=4
+            )
         decode_streams[(count * n_blocks,)](
-            data, data.view(torch.int16), data.view(torch.int32), there["jobs"], slots, codes,
-            error, n_blocks, **ONE_WARP,
+            data, data.view(torch.int16), data.view(torch.int32), there["jobs"], slots, order,
+            codes, error, n_blocks, CLASSES=classes, **ONE_WARP,
         )  # fmt: skip
         spread_escapes[(count * n_blocks,)](
             data, data.view(torch.int32), there["jobs"], codes, exact, error, n_blocks,

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from horovod_qoda.kernels import fields as f
+from horovod_qoda.kernels.classes import id_bytes
 from horovod_qoda.kernels.philox import tile_coordinates, tile_uniforms
 from horovod_qoda.kernels.quantize import LARGEST, find_bucket
 
@@ -42,10 +43,12 @@ def spread_escapes(payloads, payloads32, jobs, codes, exact, error, JOBS_EACH, T
             tl.store(codes + i, tl.zeros([TILE], tl.uint8), mask=i < n)
             tl.store(exact + i, k, mask=i < n)
     if (mode == f.STREAM) & (n_escapes > 0):
-        bytes_from = payloads + byte_at + 128
-        floats_from = payloads32 + (byte_at + 128 + (n_escapes + 3) // 4 * 4) // 4
+        before = 128 + tl.where(tl.load(job + f.CLASSES) > 1, id_bytes(n), 0)
+        bytes_from = payloads + byte_at + before
+        before += (n_escapes + 3) // 4 * 4
+        floats_from = payloads32 + (byte_at + before) // 4
         # What is left of the block: the stream's decoder has said if the floats do not fit.
-        most_floats = (tl.load(job + f.LENGTH).to(tl.int32) - 128 - (n_escapes + 3) // 4 * 4) // 4
+        most_floats = (tl.load(job + f.LENGTH).to(tl.int32) - before) // 4
         e = 0
         e_float = 0
         for start in range(0, n, TILE):

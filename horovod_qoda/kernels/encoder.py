@@ -20,6 +20,7 @@ from horovod_qoda.coding.tables import Book
 from horovod_qoda.kernels import fields as f
 from horovod_qoda.kernels import meta, tables
 from horovod_qoda.kernels.checksum import LANES, checksum_blocks
+from horovod_qoda.kernels.classes import IDS_EACH, find_ids, order_groups
 from horovod_qoda.kernels.coder import EXACT, ONE_WARP, Coder, LevelTables, call_words
 from horovod_qoda.kernels.geometry import BLOCK, GROUPS, RAW_RUN, SAMPLE_GROUPS, Geometry
 from horovod_qoda.kernels.pack import copy_pieces, pack_blocks
@@ -118,7 +119,7 @@ def _choose_tables(job: _Job, book: Book | None) -> list[tables.Table]:
     memory, geometry = job.coder.memory, job.geometry
     sample = geometry.sample(job.kinds)
     n_types = len(geometry.types)
-    counts = memory.buffer("sample_counts", max(n_types, 1) * 768, torch.int32)
+    counts = memory.buffer("sample_counts", max(n_types, 1) * 8192, torch.int32)
     counts.zero_()
     for q, piece in sample.piece.items():
         arrays = {"piece": piece, "start": sample.start[q], "type": sample.program_type[q]}
@@ -130,7 +131,7 @@ def _choose_tables(job: _Job, book: Book | None) -> list[tables.Table]:
         )  # fmt: skip
     found = memory.download("sample_counts", counts)
     memory.wait()
-    found = found.reshape(-1, 3, 256)
+    found = found.reshape(-1, 32, 256)
     return [
         tables.choose(found[t], int(sample.coordinates[t]), sample.exact[t], type_id, book)
         for t, type_id in enumerate(geometry.types.tolist())
@@ -153,7 +154,17 @@ def _code(
     coded = (job.n_symbols > 0) & ~certain[geometry.block_type]
     places[:, f.MODE.value] = np.where(coded, f.STREAM.value, f.EMPTY.value)
     places[:, f.SHIFT.value] = coding[geometry.block_type, 2]
-    there = memory.upload("coding", {"coding": coding, "look_up": look_up, "places": places})
+    n_classes = np.array([table.classes for table in chosen], np.int64)
+    places[:, f.N_CLASSES.value] = n_classes[geometry.block_type]
+    there = memory.upload(
+        "coding",
+        {
+            "coding": coding,
+            "look_up": look_up,
+            "places": places,
+            "class_of_bin": tables.class_rows(chosen),
+        },
+    )
     codes = memory.buffer("codes", n, torch.uint8)
     exact = memory.buffer("exact", n, torch.float32)
     words = memory.buffer("words", n, torch.int16)
@@ -174,9 +185,19 @@ def _code(
             geometry.device["pieces"], job.there["code_at"], there["coding"], block_type,
             *job.quantizer_arguments(), QUANTIZER=q, GROUPS=GROUPS, num_warps=4, **EXACT,
         )  # fmt: skip
+    classes = bool((n_classes > 1).any())
+    ids = memory.buffer("ids", n_blocks * 512, torch.uint8)
+    order = memory.buffer("order", n_blocks * 512, torch.int32)
+    if classes:
+        find_ids[(n_blocks, 512 // IDS_EACH)](
+            codes, there["places"], block_type, there["class_of_bin"], ids, EACH=IDS_EACH,
+            num_warps=4,
+        )  # fmt: skip
+        order_groups[(n_blocks,)](there["places"], ids, order, num_warps=4)
     encode_streams[(n_blocks,)](
-        codes, there["places"], block_type, there["look_up"], words, states, counters, **ONE_WARP
-    )
+        codes, order, there["places"], block_type, there["look_up"], words, states, counters,
+        CLASSES=classes, **ONE_WARP,
+    )  # fmt: skip
     if histogram is not None:
         count_all[(n_blocks,)](
             codes, exact, there["places"], block_type, bad[n_segments:], TILE=TILE, num_warps=4,
@@ -215,7 +236,9 @@ def _pack(job: _Job, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, torch.
     n, shift = places[:, f.SYMBOLS.value], places[:, f.SHIFT.value]
     escapes, floats = places[:, f.ESCAPES.value], places[:, f.FLOATS.value]
     stream = places[:, f.MODE.value] == f.STREAM.value
-    length = 128 + (escapes + 3) // 4 * 4 + 4 * floats + (n * shift + 15) // 16 * 2
+    groups = np.where(places[:, f.N_CLASSES.value] > 1, (n + 127) // 128, 0)
+    length = 128 + (groups * 2 + 31) // 32 * 4
+    length += (escapes + 3) // 4 * 4 + 4 * floats + (n * shift + 15) // 16 * 2
     length = np.where(stream, length + 2 * places[:, f.WORDS.value], 0)
     info = np.where(stream, escapes | places[:, f.BODY_AT.value] << 17, 0)
     plain = (length + 3) // 4 * 4 > 4 * n
@@ -237,6 +260,7 @@ def _pack(job: _Job, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, torch.
             memory.buffer("exact", int(geometry.block_at[-1]), torch.float32),
             memory.buffer("words", int(geometry.block_at[-1]), torch.int16),
             memory.buffer("states", geometry.n_blocks * 32, torch.int32),
+            memory.buffer("ids", geometry.n_blocks * 512, torch.uint8),
             there["places"], body, body.view(torch.int16), body.view(torch.int32),
             TILE=TILE, num_warps=4,
         )  # fmt: skip

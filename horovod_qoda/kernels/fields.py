@@ -18,7 +18,7 @@ BUCKET_BITS = tl.constexpr(8)  # log2 of the bucket size, 63 if one bucket spans
 SEQUENCE = tl.constexpr(9)  # which level sequence
 
 # What the encoder knows of a block before it packs it. [n_blocks, PLACE]
-PLACE = tl.constexpr(8)
+PLACE = tl.constexpr(9)
 BODY_AT = tl.constexpr(0)  # byte in the body
 SYMBOLS = tl.constexpr(1)  # number of symbols
 SYMBOL_AT = tl.constexpr(2)  # first symbol in the buffers of codes, exact symbols and words
@@ -27,15 +27,17 @@ FLOATS = tl.constexpr(4)
 WORDS = tl.constexpr(5)
 MODE = tl.constexpr(6)
 SHIFT = tl.constexpr(7)
+N_CLASSES = tl.constexpr(8)  # of the block's type
 
 # What the decoder knows of a block of one payload. [n_jobs, JOB]
-JOB = tl.constexpr(9)
+JOB = tl.constexpr(10)
 BYTE_AT = tl.constexpr(0)  # byte in the buffer of payloads
 # SYMBOLS, SYMBOL_AT, ESCAPES as above
 TAIL = tl.constexpr(4)
 LENGTH = tl.constexpr(5)
 # MODE, SHIFT as above
-TABLE = tl.constexpr(8)  # row of the slot tables, or the code of a certain table
+TABLE = tl.constexpr(8)  # first row of the slot tables, or the code of a certain table
+CLASSES = tl.constexpr(9)  # tables from there on
 
 # Values of MODE.
 EMPTY = tl.constexpr(0)

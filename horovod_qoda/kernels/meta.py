@@ -14,7 +14,7 @@ from horovod_qoda.kernels.tables import Table
 HEADER_BYTES = 112
 _HEADER = struct.Struct("<IHHQQQQQQIIIIIIdddI")
 _RECORD = np.dtype([("step", "<f4"), ("kind", "u1"), ("mode", "u1"), ("bucket", "u1"), ("n", "u1")])
-_MAGIC, _VERSION = 0x41444F51, 1
+_MAGIC, _VERSION = 0x41444F51, 2
 
 
 def records(segments: np.ndarray, kinds: np.ndarray, level_counts: np.ndarray) -> bytes:

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from horovod_qoda.kernels import fields as f
+from horovod_qoda.kernels.classes import id_bytes, pack_ids
 
 
 @triton.jit
@@ -51,11 +52,12 @@ def pack_low_bits(codes, exact, n, shift, to, TILE: tl.constexpr):
 
 @triton.jit
 def pack_blocks(
-    codes, exact, words, states, places, body, body16, body32, TILE: tl.constexpr
+    codes, exact, words, states, ids, places, body, body16, body32, TILE: tl.constexpr
 ):  # fmt: skip
     """Writes every block and its padding into the body.
 
     Args:
+        ids: uint8 [n_blocks, 512], read where a block's type has several classes.
         places: int64 [n_blocks, PLACE].
         body, body16, body32: one buffer as uint8, int16 and int32.
     """
@@ -73,10 +75,14 @@ def pack_blocks(
         tl.store(body32 + to // 4 + lane, tl.load(states + block * 32 + lane))
         n_escapes = tl.load(place + f.ESCAPES).to(tl.int32)
         n_floats = tl.load(place + f.FLOATS).to(tl.int32)
-        floats_at = to + 128 + (n_escapes + 3) // 4 * 4
+        escapes_at = to + 128
+        if tl.load(place + f.N_CLASSES) > 1:
+            pack_ids(ids + block * 512, n, body + escapes_at, 512)
+            escapes_at += id_bytes(n)
+        floats_at = escapes_at + (n_escapes + 3) // 4 * 4
         if n_escapes > 0:
             floats_to = body32 + floats_at // 4
-            pack_escapes(codes, exact, n, n_escapes, body + to + 128, floats_to, TILE)
+            pack_escapes(codes, exact, n, n_escapes, body + escapes_at, floats_to, TILE)
         low_at = floats_at + 4 * n_floats
         if shift > 0:
             pack_low_bits(codes, exact, n, shift, body + low_at, TILE)

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from horovod_qoda.kernels import fields as f
+from horovod_qoda.kernels.classes import id_bytes
 
 STATE_LOW = tl.constexpr(65536)
 TAIL_WORDS = tl.constexpr(30)
@@ -45,14 +46,20 @@ def push(x, freq, start, reciprocal):
 
 
 @triton.jit
-def load_codes(codes, first, lane, m):
+def load_codes(codes, order, first, lane, m, CLASSES: tl.constexpr):
     i = first + lane
-    return tl.load(codes + i, mask=(i >= 0) & (i < m), other=0).to(tl.int32)
+    at = i
+    if CLASSES:
+        row = tl.maximum(first, 0)
+        at = (tl.load(order + row // 128) >> 2) * 128 + row % 128 + lane
+    return tl.load(codes + at, mask=(i >= 0) & (i < m), other=0).to(tl.int32)
 
 
 @triton.jit
-def encode_row(x, at, code, first, lane, m, table, words):
+def encode_row(x, at, code, order, first, lane, m, table, words, CLASSES: tl.constexpr):
     """Pushes symbols first .. first + 31, those in [0, m); words go in front of `at`."""
+    if CLASSES:
+        table += (tl.load(order + tl.maximum(first, 0) // 128) & 3) * 512
     i = first + lane
     valid = (i >= 0) & (i < m)
     entry = tl.load(table + code).to(tl.uint32, bitcast=True)
@@ -67,7 +74,7 @@ def encode_row(x, at, code, first, lane, m, table, words):
 
 
 @triton.jit
-def encode_tail(codes, n, table, lane):
+def encode_tail(codes, order, n, tables, lane, CLASSES: tl.constexpr):
     """(initial states of the 32 lanes, number of symbols they hold)."""
     # Words in the order of the stream, ending at entry 29.
     tail_words = tl.zeros([32], tl.uint32)
@@ -77,7 +84,13 @@ def encode_tail(codes, n, table, lane):
     limit = tl.minimum(n, MOST_TAIL)
     going = limit > 0
     while going:
-        code = tl.load(codes + (n - 1 - count) + tl.arange(0, 1)).to(tl.int32)
+        i = n - 1 - count
+        table = tables
+        if CLASSES:
+            group = tl.load(order + i // 128)
+            table += (group & 3) * 512
+            i = (group >> 2) * 128 + i % 128
+        code = tl.load(codes + i + tl.arange(0, 1)).to(tl.int32)
         entry = tl.load(table + code).to(tl.uint32, bitcast=True)
         reciprocal = tl.load(table + 256 + code).to(tl.uint32, bitcast=True)
         freq, start = entry & 0xFFFF, entry >> 16
@@ -100,12 +113,16 @@ def encode_tail(codes, n, table, lane):
 
 
 @triton.jit
-def encode_streams(codes, places_of_blocks, block_type, tables, words, states, counters):
+def encode_streams(
+    codes, order, places_of_blocks, block_type, tables, words, states, counters,
+    CLASSES: tl.constexpr,
+):  # fmt: skip
     """Streams of all blocks.
 
     Args:
         codes: uint8, symbols as codes.
-        tables: int32 [n_types, 512]: start << 16 | frequency, then reciprocals.
+        order: of `classes.order_groups`; not read where CLASSES is false: no type has several.
+        tables: int32 [n_types, 4, 512]: start << 16 | frequency, then reciprocals.
         words: int16, as many as codes; a block's words end where its symbols end.
         states: int32 [n_blocks, 32].
         counters: N_WORDS and N_TAIL are written.
@@ -117,23 +134,28 @@ def encode_streams(codes, places_of_blocks, block_type, tables, words, states, c
         symbol_at = tl.load(place + f.SYMBOL_AT)
         codes += symbol_at
         words += symbol_at
-        table = tables + tl.load(block_type + block) * 512
+        table = tables + tl.load(block_type + block) * 2048
+        order += block * 512
         lane = tl.arange(0, 32)
-        x, tail = encode_tail(codes, n, table, lane)
+        x, tail = encode_tail(codes, order, n, table, lane, CLASSES)
         m = n - tail
         at = n
         row = ((m + 31) // 32 - 1) * 32
         # Four rows at a time, and the next four rows' codes on their way meanwhile.
-        c0, c1 = load_codes(codes, row, lane, m), load_codes(codes, row - 32, lane, m)
-        c2, c3 = load_codes(codes, row - 64, lane, m), load_codes(codes, row - 96, lane, m)
+        c0 = load_codes(codes, order, row, lane, m, CLASSES)
+        c1 = load_codes(codes, order, row - 32, lane, m, CLASSES)
+        c2 = load_codes(codes, order, row - 64, lane, m, CLASSES)
+        c3 = load_codes(codes, order, row - 96, lane, m, CLASSES)
         while row >= 0:
             ahead = row - 128
-            n0, n1 = load_codes(codes, ahead, lane, m), load_codes(codes, ahead - 32, lane, m)
-            n2, n3 = load_codes(codes, ahead - 64, lane, m), load_codes(codes, ahead - 96, lane, m)
-            x, at = encode_row(x, at, c0, row, lane, m, table, words)
-            x, at = encode_row(x, at, c1, row - 32, lane, m, table, words)
-            x, at = encode_row(x, at, c2, row - 64, lane, m, table, words)
-            x, at = encode_row(x, at, c3, row - 96, lane, m, table, words)
+            n0 = load_codes(codes, order, ahead, lane, m, CLASSES)
+            n1 = load_codes(codes, order, ahead - 32, lane, m, CLASSES)
+            n2 = load_codes(codes, order, ahead - 64, lane, m, CLASSES)
+            n3 = load_codes(codes, order, ahead - 96, lane, m, CLASSES)
+            x, at = encode_row(x, at, c0, order, row, lane, m, table, words, CLASSES)
+            x, at = encode_row(x, at, c1, order, row - 32, lane, m, table, words, CLASSES)
+            x, at = encode_row(x, at, c2, order, row - 64, lane, m, table, words, CLASSES)
+            x, at = encode_row(x, at, c3, order, row - 96, lane, m, table, words, CLASSES)
             c0, c1, c2, c3 = n0, n1, n2, n3
             row = ahead
         tl.store(states + block * 32 + lane, x.to(tl.int32, bitcast=True))
@@ -171,13 +193,17 @@ def count_zero_bytes(data, n):
 
 
 @triton.jit
-def decode_streams(payloads, payloads16, payloads32, jobs, slots, codes, error, JOBS_EACH):
+def decode_streams(
+    payloads, payloads16, payloads32, jobs, slots, order, codes, error, JOBS_EACH,
+    CLASSES: tl.constexpr,
+):  # fmt: skip
     """Codes of all blocks of all payloads; error[job / JOBS_EACH] = 1 for a malformed stream.
 
     Args:
         payloads, payloads16, payloads32: one buffer as uint8, int16 and int32.
         jobs: int64 [n_jobs, JOB]; lengths within the buffer, escapes and tail within the symbols.
         slots: of `fill_slots`.
+        order: of `classes.order_sent_groups`; not read where CLASSES is false: no type has several.
     """
     job_id = tl.program_id(0)
     job = jobs + job_id * f.JOB
@@ -187,11 +213,16 @@ def decode_streams(payloads, payloads16, payloads32, jobs, slots, codes, error, 
         tail = tl.load(job + f.TAIL).to(tl.int32)
         byte_at = tl.load(job + f.BYTE_AT)
         codes += tl.load(job + f.SYMBOL_AT)
-        table = slots + tl.load(job + f.TABLE) * 4096
+        tables = slots + tl.load(job + f.TABLE) * 4096
+        table = tables
+        order += job_id * 512
         lane = tl.arange(0, 32)
-        n_floats = count_zero_bytes(payloads + byte_at + 128, n_escapes)
+        ids = 0
+        if CLASSES:
+            ids = tl.where(tl.load(job + f.CLASSES) > 1, id_bytes(n), 0)
+        n_floats = count_zero_bytes(payloads + byte_at + 128 + ids, n_escapes)
         low_words = (n * tl.load(job + f.SHIFT).to(tl.int32) + 15) // 16
-        skipped = 64 + (n_escapes + 3) // 4 * 2 + n_floats * 2 + low_words
+        skipped = 64 + ids // 2 + (n_escapes + 3) // 4 * 2 + n_floats * 2 + low_words
         n_words = tl.load(job + f.LENGTH).to(tl.int32) // 2 - skipped
         words = payloads16 + byte_at // 2 + skipped
         x = tl.load(payloads32 + byte_at // 4 + lane).to(tl.uint32, bitcast=True)
@@ -202,6 +233,11 @@ def decode_streams(payloads, payloads16, payloads32, jobs, slots, codes, error, 
         zeros = tl.zeros([32], tl.int32)
         for row in range(0, m, 32):
             valid = row + lane < m
+            to = row
+            if CLASSES:
+                group = tl.load(order + row // 128)
+                table = tables + (group & 3) * 4096
+                to = (group >> 2) * 128 + row % 128
             entry = tl.load(table + (x & 4095).to(tl.int32)).to(tl.uint32, bitcast=True)
             y = ((entry >> 8) & 0xFFF) * (x >> 12) + (entry >> 20)
             short = valid & (y < STATE_LOW)
@@ -213,7 +249,7 @@ def decode_streams(payloads, payloads16, payloads32, jobs, slots, codes, error, 
             at += count
             code = entry & 0xFF
             zeros += (valid & (code == 0)).to(tl.int32)
-            tl.store(codes + row + lane, code.to(tl.uint8), mask=valid)
+            tl.store(codes + to + lane, code.to(tl.uint8), mask=valid)
         wrong |= (at != n_words).to(tl.int32)
         wrong |= ((x >> 16) != 1).to(tl.int32)
         # The tail: one lane, whose state and words are the low halves of the 32 states.
@@ -224,6 +260,11 @@ def decode_streams(payloads, payloads16, payloads32, jobs, slots, codes, error, 
         next_lane = 2
         tail_zeros = 0
         for i in range(0, tl.where(n_words < 0, 0, tail)):
+            to = m + i
+            if CLASSES:
+                group = tl.load(order + to // 128)
+                table = tables + (group & 3) * 4096
+                to = (group >> 2) * 128 + to % 128
             entry = tl.load(table + (y & 4095).to(tl.int32)).to(tl.uint32, bitcast=True)
             y = ((entry >> 8) & 0xFFF) * (y >> 12) + (entry >> 20)
             if y < STATE_LOW:
@@ -233,7 +274,7 @@ def decode_streams(payloads, payloads16, payloads32, jobs, slots, codes, error, 
                 next_lane += 1
             code = entry & 0xFF
             tail_zeros += (code == 0).to(tl.int32)
-            tl.store(codes + m + i, code.to(tl.uint8))
+            tl.store(codes + to, code.to(tl.uint8))
         wrong |= (y != STATE_LOW).to(tl.int32)
         wrong |= ((lane >= next_lane) & (low != 0)).to(tl.int32)
         wrong |= (tl.sum(zeros) + tail_zeros != n_escapes).to(tl.int32)

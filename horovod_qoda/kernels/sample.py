@@ -1,5 +1,9 @@
 # mypy: disable-error-code="no-untyped-def"
-"""Symbol counts: of the sample from which tables are chosen, and of everything."""
+"""Symbol counts: of the sample from which tables are chosen, and of everything.
+
+The sample's counts of a type are 32 rows of 256: codes by the size of their group (rows 0 to 28),
+codes for the shifts 2 and 4 (rows 29 and 30), and the groups of each size (row 31).
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,11 @@ import triton
 import triton.language as tl
 
 from horovod_qoda.kernels import fields as f
+from horovod_qoda.kernels.classes import size_bin
 from horovod_qoda.kernels.philox import tile_uniforms
 from horovod_qoda.kernels.quantize import symbols
+
+SHIFTED = tl.constexpr(29)
 
 
 @triton.jit
@@ -25,14 +32,25 @@ def count_codes(counts, k, mask):
 
 
 @triton.jit
+def count_by_size(counts, k, mask, there):
+    """Adds the codes of groups k [groups, 16, 8] to the rows of their sizes."""
+    code = tl.where(mask & (tl.abs(k) <= 127.0), k, tl.where(mask, -128.0, 0.0)).to(tl.int32) + 128
+    size = tl.sum(tl.sum(tl.abs(code - 128), axis=2), axis=1)
+    n = tl.sum(tl.sum(mask.to(tl.int32), axis=2), axis=1)
+    row = size_bin(size, tl.maximum(n, 1))
+    tl.atomic_add(counts + 31 * 256 + row, 1, mask=there)
+    tl.atomic_add(counts + row[:, None, None] * 256 + code, 1, mask=mask)
+
+
+@triton.jit
 def count_sample(
     values, counts, program_type, group_piece, group_start, pieces, call, inverse, sides,
     levels, inverse_gaps, level_counts, QUANTIZER: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
-    """Counts of GROUPS sampled groups of one type, for the shifts 0, 2 and 4.
+    """Counts of GROUPS sampled groups of one type.
 
     Args:
-        counts: int32 [n_types, 3, 256].
+        counts: int32 [n_types, 32, 256].
         program_type: type slot of each program's groups.
         group_piece, group_start: int64 per sampled group; piece -1 for padding.
     """
@@ -61,10 +79,10 @@ def count_sample(
         tl.load(piece + f.SEQUENCE, mask=there, other=0)[:, None, None],
         inverse, sides, levels, inverse_gaps, level_counts, QUANTIZER,
     )  # fmt: skip
-    row = counts + tl.load(program_type + program) * 768
-    count_codes(row, k, mask)
-    count_codes(row + 256, tl.floor(k * 0.25), mask)
-    count_codes(row + 512, tl.floor(k * 0.0625), mask)
+    row = counts + tl.load(program_type + program) * 8192
+    count_by_size(row, k, mask, there)
+    count_codes(row + SHIFTED * 256, tl.floor(k * 0.25), mask)
+    count_codes(row + (SHIFTED + 1) * 256, tl.floor(k * 0.0625), mask)
 
 
 @triton.jit

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "arguments.hpp"
+#include "choose_classes.hpp"
 #include "unpack.hpp"
 #include "wire.hpp"
 
@@ -43,17 +44,25 @@ py::dict py_plan(const py::array& segments, uint64_t n_values, const Levels& lev
   return out;
 }
 
+// uint16 [tables, 256].
+Array<uint16_t> frequencies(const std::vector<CodeTable>& tables) {
+  Array<uint16_t> freq({static_cast<py::ssize_t>(tables.size()), py::ssize_t{256}});
+  uint16_t* to = freq.mutable_data();
+  for (const CodeTable& table : tables) to = std::copy(table.freq.begin(), table.freq.end(), to);
+  return freq;
+}
+
 // Positions count from the payload's first byte; -1 where a segment has no raw values.
 py::dict to_dict(const Unpacked& unpacked, const uint8_t* payload) {
-  std::vector<uint8_t> table_kind, shift;
+  std::vector<uint8_t> classes, shift;
   std::vector<int64_t> block_at, raw_at;
   std::vector<uint32_t> length, info;
-  Array<uint16_t> freq({static_cast<py::ssize_t>(unpacked.tables.size()), py::ssize_t{256}});
-  uint16_t* to = freq.mutable_data();
+  std::vector<CodeTable> tables;
   for (const UnpackedTable& table : unpacked.tables) {
-    table_kind.push_back(table.coding.table.present());
+    classes.push_back(static_cast<uint8_t>(table.coding.classes()));
     shift.push_back(table.coding.shift);
-    to = std::copy(table.coding.table.freq.begin(), table.coding.table.freq.end(), to);
+    tables.push_back(table.coding.table);
+    tables.insert(tables.end(), table.coding.more.begin(), table.coding.more.end());
   }
   for (size_t b = 0; b < unpacked.blocks.size(); ++b) {
     block_at.push_back(unpacked.blocks[b] - payload);
@@ -66,9 +75,9 @@ py::dict to_dict(const Unpacked& unpacked, const uint8_t* payload) {
   out["kinds"] = array_of(unpacked.kinds);
   out["steps"] = array_of(unpacked.steps);
   out["sides"] = array_of(unpacked.sides);
-  out["present"] = array_of(table_kind);
+  out["classes"] = array_of(classes);
   out["shift"] = array_of(shift);
-  out["freq"] = freq;
+  out["freq"] = frequencies(tables);
   out["block_at"] = array_of(block_at);
   out["length"] = array_of(length);
   out["info"] = array_of(info);
@@ -99,16 +108,21 @@ uint32_t py_crc32c(const Array<uint8_t>& data, uint32_t crc) {
   return kernels().crc32c(crc, data.data(), static_cast<size_t>(data.size()));
 }
 
-CodeTable to_table(const Array<uint16_t>& freq) {
-  CodeTable table;
-  if (freq.size() != 256 || !make_table(freq.data(), table))
-    throw std::invalid_argument("a code table is 256 frequencies on one range that sum to 4096");
-  return table;
+// Of shape [256], or [tables, 256] with one range.
+std::vector<CodeTable> to_tables(const Array<uint16_t>& freq) {
+  std::vector<CodeTable> tables(static_cast<size_t>(freq.size() / 256));
+  for (size_t i = 0; i < tables.size(); ++i)
+    if (!make_table(freq.data() + 256 * i, tables[i]) || tables[i].low != tables[0].low ||
+        tables[i].high != tables[0].high)
+      throw std::invalid_argument("code tables are 256 frequencies on one range that sum to 4096");
+  if (freq.size() == 0 || freq.size() % 256 != 0)
+    throw std::invalid_argument("a code table has 256 frequencies");
+  return tables;
 }
 
 py::bytes py_serialize(const Array<uint16_t>& freq) {
-  const CodeTable table = to_table(freq);
-  const std::vector<uint8_t> bytes = serialize(&table, 1);
+  const std::vector<CodeTable> tables = to_tables(freq);
+  const std::vector<uint8_t> bytes = serialize(tables.data(), tables.size());
   return py::bytes(reinterpret_cast<const char*>(bytes.data()), bytes.size());
 }
 
@@ -116,7 +130,22 @@ double py_coded_bits(const Array<uint16_t>& freq, const Array<uint64_t>& counts)
   if (counts.size() != 256) throw std::invalid_argument("counts must have 256 entries");
   Counts values;
   std::copy(counts.data(), counts.data() + 256, values.begin());
-  return coded_bits(to_table(freq), values);
+  return coded_bits(to_tables(freq)[0], values);
+}
+
+// (frequencies of the classes, none if they do not pay; class of each size; bits of the sample)
+py::tuple py_choose_classes(const Array<uint64_t>& codes, const Array<uint64_t>& groups,
+                            const Array<uint16_t>& freq, double scale, double most_bits) {
+  if (codes.size() != py::ssize_t{256} * kSizeBins || groups.size() != py::ssize_t{kSizeBins})
+    throw std::invalid_argument("counts must have a row of 256 for every size of groups");
+  SizedCounts counts;
+  for (size_t bin = 0; bin < kSizeBins; ++bin) {
+    std::copy_n(codes.data() + 256 * bin, 256, counts.codes[bin].begin());
+    counts.groups[bin] = groups.data()[bin];
+  }
+  const ChosenClasses chosen = choose_classes(counts, to_tables(freq)[0], scale, most_bits);
+  const std::vector<uint8_t> of_bin(chosen.class_of_bin.begin(), chosen.class_of_bin.end());
+  return py::make_tuple(frequencies(chosen.tables), array_of(of_bin), chosen.bits);
 }
 
 }  // namespace
@@ -129,6 +158,9 @@ void bind_assembly(py::module_& m) {
   m.def("crc32c", &py_crc32c, py::arg("data").noconvert(), py::arg("crc") = 0);
   m.def("serialize", &py_serialize, py::arg("freq").noconvert());
   m.def("coded_bits", &py_coded_bits, py::arg("freq").noconvert(), py::arg("counts").noconvert());
+  m.def("choose_classes", &py_choose_classes, py::arg("codes").noconvert(),
+        py::arg("groups").noconvert(), py::arg("freq").noconvert(), py::arg("scale"),
+        py::arg("most_bits"));
 }
 
 }  // namespace qoda

@@ -124,6 +124,39 @@ def test_escapes_small_and_large_keep_their_order(coder, rng):
     assert info[0] & 0x1FFFF > 5, "the case has no escapes"
 
 
+def test_groups_of_different_sizes_take_tables_of_their_own(coder, rng):
+    """One type with classes, with escapes and a last group that is not whole, and one without."""
+    segments, n = rows(
+        {"numel": 1000, "quantizer": 1, "step": 1.0},
+        {"numel": 130, "quantizer": 1, "step": 1.0, "reconstruction": 1},
+        {"numel": 150, "quantizer": 1, "step": 1.0, "type": 1},
+    )
+    values = rng.choice([-1.0, 1.0], n).astype(np.float32)
+    values[200:600] *= 9
+    values[600:900] = 0
+    values[300], values[303] = 40, 1e5
+    payload = check_both_ways(coder, rng, values, segments)
+    assert payload[112 + 8 * len(segments)] == 3, "the case has no classes"
+    assert coding_info(payload)[0] & 0x1FFFF > 0, "the case has no escapes"
+    assert bytes(payload) == reference.encode(values, segments, HEADER)
+
+
+def test_a_class_without_a_table_is_refused(coder, rng):
+    segments, n = rows({"numel": 400, "quantizer": 1, "step": 1.0})
+    values = (9 * rng.choice([-1.0, 1.0], n)).astype(np.float32)
+    values[130:] /= 9
+    payload = by_cpu(values, segments)
+    tables = 112 + 8
+    assert payload[tables] == 3 and payload[tables + 1] < 4
+    start = int(np.frombuffer(payload[104:108].tobytes(), "<u4")[0])
+    payload[start + 128] |= 3
+    restamp(payload)
+    with pytest.raises(PayloadError, match="class"):
+        coding.decode(payload, segments, np.zeros(n, np.float32), expect=HEADER)
+    with pytest.raises(PayloadError):
+        decode(payload, segments, torch.zeros(n, device=coder.device), expect=HEADER, coder=coder)
+
+
 def test_low_bits_travel_apart_at_high_rates(coder, rng):
     segments, n = rows(
         {"numel": 330, "quantizer": 1, "step": 0.004},
