@@ -36,7 +36,7 @@ struct Layout {
 };
 
 std::vector<Layout> make_layouts() {
-  std::vector<Layout> layouts(5);
+  std::vector<Layout> layouts(6);
   layouts[0].add(300, kOneStream, kDithered, 0, 0);
   layouts[1].add(700, kOneStream, kRounded, 0, 0);
   layouts[1].add(90, kOneStream, kDithered, 0, 0);
@@ -48,6 +48,7 @@ std::vector<Layout> make_layouts() {
   layouts[3].add(1500, kOneStream, kDithered, 3, 0);
   layouts[4].add(400, kLevels, kLinf, 4, 128);
   layouts[4].add(400, kMaxMin, 0, 5, 0);
+  layouts[5].add(1900, kOneStream, kDithered, 0, 0);
   return layouts;
 }
 
@@ -116,6 +117,10 @@ std::vector<uint8_t> fresh(unsigned seed) {
   std::vector<float> values(layout.coordinates);
   std::normal_distribution<float> normal(0.0f, std::exp2(static_cast<float>(random() % 12) - 2.0f));
   for (float& v : values) v = random() % 50 == 0 ? 30.0f * normal(random) : normal(random);
+  // Rows of different sizes, so that groups take tables of their own.
+  if (random() % 2)
+    for (size_t i = 0; i < values.size(); ++i)
+      values[i] = i / 256 % 3 == 0 ? 0.0f : std::copysign(i / 256 % 3 == 1 ? 0.5f : 4.0f, values[i]);
   for (Segment& s : layout.segments) {
     const unsigned kind = random() % 8;
     if (s.quantizer == kOneStream && kind < 2) s.step = kind == 0 ? 0.0f : 1e-38f;
