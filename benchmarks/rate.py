@@ -195,6 +195,7 @@ def table_choices(layers: Layers) -> None:
             "by symbol before": entropy_bits(pairs.reshape(256, 256)),
             **{f"by {n} symbols": block_bits(codes, n) for n in (65536, 4096, 1024)},
             **{f"{k} classes of 128": class_bits(codes, 128, k) for k in (2, 4, 8)},
+            **{f"4 classes of {n}": class_bits(codes, n, 4) for n in (64, 256)},
         }
         print(", ".join(f"{name} {value / len(codes):.3f}" for name, value in found.items()))
 
