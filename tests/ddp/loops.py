@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -18,6 +20,8 @@ from tests.ddp.checks import (
     twin,
     verdict,
 )
+
+Loss = Callable[[nn.Module], torch.Tensor]
 
 
 @expect("mean")
@@ -78,27 +82,39 @@ def two_forwards_then_two_backwards(rank: int) -> str:
     return f"without its own second gradient: {seen}"
 
 
+def players() -> tuple[nn.Module, nn.Module, DDP, DDP]:
+    """Generator and critic, and both wrapped."""
+    g, d = net(), net(1, (16, 32, 1))
+    return g, d, DDP(g), DDP(d)
+
+
+def critic_loss(g: nn.Module, z: torch.Tensor, x: torch.Tensor) -> Loss:
+    return lambda m: m(twin(g)(z)).mean() - m(x).mean()
+
+
+def generator_loss(d: nn.Module, z: torch.Tensor) -> Loss:
+    return lambda m: -twin(d)(m(z)).mean()
+
+
 @expect("mean, mean")
 def alternating(rank: int) -> str:
-    g, d = net(), net(1, (16, 32, 1))
-    pg, pd = DDP(g), DDP(d)
+    g, d, pg, pd = players()
     seen = []
     for _ in range(4):
         z, x = batch(), batch(16)
         d.zero_grad()
         (pd(pg(z).detach()).mean() - pd(x).mean()).backward()
-        seen = [verdict(d, gradients(d, lambda m, z=z, x=x: m(twin(g)(z)).mean() - m(x).mean()))]
+        seen = [verdict(d, gradients(d, critic_loss(g, z, x)))]
         g.zero_grad()
         (-pd(pg(z)).mean()).backward()
-        seen.append(verdict(g, gradients(g, lambda m, z=z: -twin(d)(m(z)).mean())))
+        seen.append(verdict(g, gradients(g, generator_loss(d, z))))
     return ", ".join(seen)
 
 
 @expect("mean, local")
 def joint_forward(rank: int) -> str:
     """One forward, two backwards, requires_grad toggled in between."""
-    g, d = net(), net(1, (16, 32, 1))
-    pg, pd = DDP(g), DDP(d)
+    g, d, pg, pd = players()
     seen = []
     for _ in range(3):
         z, x = batch(), batch(16)
@@ -115,16 +131,15 @@ def joint_forward(rank: int) -> str:
         (-fake).backward()
         d.requires_grad_(True)
         seen = [
-            verdict(d, gradients(d, lambda m, z=z, x=x: m(twin(g)(z)).mean() - m(x).mean())),
-            verdict(g, gradients(g, lambda m, z=z: -twin(d)(m(z)).mean())),
+            verdict(d, gradients(d, critic_loss(g, z, x))),
+            verdict(g, gradients(g, generator_loss(d, z))),
         ]
     return ", ".join(seen)
 
 
 @expect("mean, mean")
 def two_backwards_two_steps(rank: int) -> str:
-    g, d = net(), net(1, (16, 32, 1))
-    pg, pd = DDP(g), DDP(d)
+    g, d, pg, pd = players()
     seen = []
     for _ in range(3):
         z, x = batch(), batch(16)
@@ -132,12 +147,8 @@ def two_backwards_two_steps(rank: int) -> str:
         d.zero_grad()
         (pd(pg(z).detach()).mean() - pd(x).mean()).backward()
         (-pd(pg(z)).mean()).backward()
-        own = gradients(
-            d,
-            lambda m, z=z, x=x: m(twin(g)(z)).mean() - m(x).mean(),
-            lambda m, z=z: -m(twin(g)(z)).mean(),
-        )
-        seen = [verdict(d, own), verdict(g, gradients(g, lambda m, z=z: -twin(d)(m(z)).mean()))]
+        own = gradients(d, critic_loss(g, z, x), lambda m, z=z: -m(twin(g)(z)).mean())
+        seen = [verdict(d, own), verdict(g, gradients(g, generator_loss(d, z)))]
     return ", ".join(seen)
 
 

@@ -182,28 +182,25 @@ def clipping_between():
         assert 0.009 < float(sum(moves).sqrt().detach()) < 0.011
 
 
-def compiled():
-    """Dynamo and AOT autograd; the code generator behind them changes nothing for hooks."""
+def train_compiled(backend):
     model, _ = players()
     checked = Checked(torch.optim.SGD, model)
-    fast = torch.compile(model, backend="aot_eager")
+    fast = torch.compile(model, backend=backend)
     for _ in range(6):
         checked.zero_grad()
         fast(batch()[0]).square().mean().backward()
         checked.step()
     assert checked.checked == 6 and checked.overlap
+
+
+def compiled():
+    """Dynamo and AOT autograd; the code generator behind them changes nothing for hooks."""
+    train_compiled("aot_eager")
 
 
 def compiled_by_inductor():
     """Generated C++; gradients are sent while the compiled backward runs."""
-    model, _ = players()
-    checked = Checked(torch.optim.SGD, model)
-    fast = torch.compile(model, backend="inductor")
-    for _ in range(6):
-        checked.zero_grad()
-        fast(batch()[0]).square().mean().backward()
-        checked.step()
-    assert checked.checked == 6 and checked.overlap
+    train_compiled("inductor")
     made = torch._dynamo.utils.counters["inductor"]
     assert made["fxgraph_cache_miss"] + made["fxgraph_cache_hit"] > 0, "inductor compiled nothing"
 
