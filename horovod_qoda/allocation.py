@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -179,19 +178,17 @@ def _greedy(
     """
     chosen, moves = [], []
     for layer, (size, error) in enumerate(zip(sizes, errors, strict=True)):
-
-        def saved(a: int, b: int, size: Any = size, error: Any = error) -> float:
-            return float(size[a] - size[b]) / float(error[b] - error[a])
-
         hull: list[int] = []
         for option in np.lexsort((size, error)):
             if hull and (size[option] >= size[hull[-1]] or math.isinf(error[option])):
                 continue
-            while len(hull) > 1 and saved(hull[-2], hull[-1]) <= saved(hull[-1], option):
+            while len(hull) > 1 and (
+                _saved(size, error, *hull[-2:]) <= _saved(size, error, hull[-1], option)
+            ):
                 hull.pop()
             hull.append(int(option))
         chosen.append(hull[0])
-        moves += [(saved(a, b), layer, a, b) for a, b in pairwise(hull)]
+        moves += [(_saved(size, error, a, b), layer, a, b) for a, b in pairwise(hull)]
     left = budget - _total(errors, chosen)
     for _, layer, a, b in sorted(moves, key=lambda move: -move[0]):
         added = errors[layer][b] - errors[layer][a]
@@ -199,6 +196,11 @@ def _greedy(
             chosen[layer] = b
             left -= added
     return chosen
+
+
+def _saved(size: npt.NDArray[np.float64], error: npt.NDArray[np.float64], a: int, b: int) -> float:
+    """Size saved for each unit of error added by going from option a to b."""
+    return float(size[a] - size[b]) / float(error[b] - error[a])
 
 
 def _falls(sizes: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
