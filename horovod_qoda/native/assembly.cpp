@@ -61,8 +61,7 @@ py::dict to_dict(const Unpacked& unpacked, const uint8_t* payload) {
   for (const UnpackedTable& table : unpacked.tables) {
     classes.push_back(static_cast<uint8_t>(table.coding.classes()));
     shift.push_back(table.coding.shift);
-    tables.push_back(table.coding.table);
-    tables.insert(tables.end(), table.coding.more.begin(), table.coding.more.end());
+    for (const CodeTable& of_class : table.coding.tables()) tables.push_back(of_class);
   }
   for (size_t b = 0; b < unpacked.blocks.size(); ++b) {
     block_at.push_back(unpacked.blocks[b] - payload);

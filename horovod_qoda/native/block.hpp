@@ -47,6 +47,11 @@ struct BlockTable {
   std::vector<CodeTable> more;  // of the other classes: tables of the same range, none certain
 
   size_t classes() const { return 1 + more.size(); }
+  std::vector<CodeTable> tables() const {
+    std::vector<CodeTable> all = {table};
+    all.insert(all.end(), more.begin(), more.end());
+    return all;
+  }
   // A table without alternatives: blocks are empty.
   uint8_t certain_code() const { return shift == 0 ? table.certain_code() : 0; }
   // What the quantiser must turn into codes. Where shift > 0 it is nothing: every k is needed.

@@ -81,9 +81,8 @@ ChosenClasses choose_classes(const SizedCounts& counts, const CodeTable& one, do
   }
   for (; bin < kSizeBins; ++bin)
     chosen.class_of_bin[bin] = static_cast<uint8_t>(chosen.tables.size() - 1);
-  const double table_bits =
-      8.0 * static_cast<double>(serialize(chosen.tables.data(), chosen.tables.size()).size());
-  return chosen.bits * scale + table_bits < most_bits ? chosen : ChosenClasses{};
+  const double all = chosen.bits * scale + table_bits(chosen.tables.data(), chosen.tables.size());
+  return all < most_bits ? chosen : ChosenClasses{};
 }
 
 }  // namespace qoda

@@ -150,22 +150,21 @@ ChosenTable choose_table(const QuantizeContext& context, const Plan& plan, const
       best_bits = bits;
     }
   }
-  double table_bits = 8.0 * static_cast<double>(serialize(&best.coding.table, 1).size());
+  double best_tables = table_bits(&best.coding.table, 1);
   if (best.coding.shift == 0) {
     const ChosenClasses classes = choose_classes(sized, best.coding.table, scale,
-                                                 (1.0 - kLeastGain) * (best_bits + table_bits));
+                                                 (1.0 - kLeastGain) * (best_bits + best_tables));
     if (!classes.tables.empty()) {
       best = {kClasses, {classes.tables[0], 0, {classes.tables.begin() + 1, classes.tables.end()}},
               classes.class_of_bin};
       best_bits = classes.bits * scale;
-      table_bits = 8.0 * static_cast<double>(
-                             serialize(classes.tables.data(), classes.tables.size()).size());
+      best_tables = table_bits(classes.tables.data(), classes.tables.size());
     }
   }
   if (book == nullptr || run.type >= book->tables.size()) return best;
   const BlockTable agreed = {book->tables[run.type], 0, {}};
   if (!agreed.table.present() || agreed.table.freq[0] == 0) return best;
-  if (cost(agreed, counts) <= best_bits + table_bits) return {kAgreed, agreed, {}};
+  if (cost(agreed, counts) <= best_bits + best_tables) return {kAgreed, agreed, {}};
   return best;
 }
 

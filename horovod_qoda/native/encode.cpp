@@ -122,8 +122,7 @@ void Encoder::write_meta() {
     tables_.push_back(
         choose_table(context(), plan_, run, kinds_.data(), request_.book));
     const ChosenTable& chosen = tables_.back();
-    std::vector<CodeTable> classes = {chosen.coding.table};
-    classes.insert(classes.end(), chosen.coding.more.begin(), chosen.coding.more.end());
+    const std::vector<CodeTable> classes = chosen.coding.tables();
     lookups_.emplace_back(classes.size());
     for (size_t c = 0; c < classes.size(); ++c) fill(classes[c], lookups_.back()[c]);
     out_[at++] = static_cast<uint8_t>(chosen.kind | chosen.coding.shift << kTableShiftAt);

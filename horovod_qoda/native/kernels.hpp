@@ -100,8 +100,8 @@ struct DecodeRun {
   size_t n;
 };
 
-// One stream to encode, its runs not empty. `words` is the end of the room for words, afterwards the first of them;
-// `states` are the initial states, afterwards the final ones.
+// One stream to encode, its runs not empty. `words` is the end of the room for words, afterwards the
+// first of them; `states` are the initial states, afterwards the final ones.
 struct EncodeJob {
   const uint8_t* codes;
   EncodeRun runs[kMostRuns];

@@ -165,6 +165,10 @@ std::vector<uint8_t> serialize(const CodeTable* tables, size_t count) {
   return bytes;
 }
 
+double table_bits(const CodeTable* tables, size_t count) {
+  return 8.0 * static_cast<double>(serialize(tables, count).size());
+}
+
 size_t parse(const uint8_t* bytes, size_t n, CodeTable* tables, size_t count) {
   if (n < 2 || bytes[0] == 0 || bytes[1] < bytes[0]) return 0;
   size_t at = 2;

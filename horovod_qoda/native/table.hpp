@@ -39,6 +39,7 @@ double coded_bits(const CodeTable& table, const Counts& counts);
 
 // Tables of one range: its ends, then each table's frequencies.
 std::vector<uint8_t> serialize(const CodeTable* tables, size_t count);
+double table_bits(const CodeTable* tables, size_t count);
 // Returns the bytes read, or 0 if they are no such tables.
 size_t parse(const uint8_t* bytes, size_t n, CodeTable* tables, size_t count);
 

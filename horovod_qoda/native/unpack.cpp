@@ -150,9 +150,8 @@ void Unpacker::read_tables() {
       throw PayloadError("a code table with a wrong shift");
     if (entry.coding.table.present() && entry.coding.certain_code() == 0) {
       entry.lookups = std::make_unique<DecodeTable[]>(entry.coding.classes());
-      fill(entry.coding.table, entry.lookups[0]);
-      for (size_t c = 1; c < entry.coding.classes(); ++c)
-        fill(entry.coding.more[c - 1], entry.lookups[c]);
+      const std::vector<CodeTable> tables = entry.coding.tables();
+      for (size_t c = 0; c < tables.size(); ++c) fill(tables[c], entry.lookups[c]);
     }
     out_.tables.push_back(std::move(entry));
   }
