@@ -195,7 +195,10 @@ def compare_others(
     repeats: int,
     timer: Callable[[], float],
 ) -> dict[str, float]:
-    """Their time over ours, with the same work in front and behind, and their size over ours."""
+    """Their time over ours, with the same work in front and behind, and their size over ours.
+
+    ``_ns`` is what their coder takes by itself, a symbol.
+    """
     front = side_by_side(
         {"encode": case.quantize, "decode": case.reconstruct}, max(3, repeats // 2), timer
     )
@@ -214,6 +217,7 @@ def compare_others(
             coder = np.median(other[f"{name}_{direction}"]) * part
             total = coder + np.median(front[direction])
             record[f"{name}_{direction}"] = float(total / ours[direction])
+            record[f"{name}_{direction}_ns"] = float(1e9 * coder / len(case.codes))
         record[f"{name}_rate"] = size * part / case.length
     return record
 
@@ -289,6 +293,8 @@ def show(record: dict[str, Any]) -> None:
             f"    {name:26s} {record[name]:7.3f}{between}  {comparison} {goal}:"
             f" {verdict(name, record[name])}"
         )
+    for name in (name for name in record if name.endswith("_ns")):
+        print(f"    {name:26s} {record[name]:7.3f}")
     sys.stdout.flush()
 
 

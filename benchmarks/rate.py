@@ -40,6 +40,8 @@ from horovod_qoda.coding import (  # noqa: E402
     symbols,
 )
 from horovod_qoda.quantization import exponential, step_size, ternary, uniform  # noqa: E402
+from horovod_qoda.quantization.adaptive import fit_levels  # noqa: E402
+from horovod_qoda.quantization.histogram import normalised_histograms  # noqa: E402
 
 HEADER = Header(1, 0, 0, 0, 0, 42)
 STEPS = [4.0, 2.8, 2.0, 1.4, 1.0, 0.7, 0.5, 0.35, 0.25, 0.18]
@@ -55,6 +57,10 @@ LEVEL_QUANTISERS: dict[str, tuple[Callable[[Layers], list[Sequence]], dict[str, 
         lambda _: [uniform(s) for s in (0, 1, 2, 6, 14, 30)],
         {"quantizer": 2, "bucket": 512},
     ),
+    "adaptive L-inf 512": (
+        lambda layers: [adaptive(layers, s) for s in (0, 1, 2, 6, 14, 30)],
+        {"quantizer": 2, "bucket": 512},
+    ),
     "exponential L2 512": (
         lambda _: [exponential(s) for s in (2, 6, 14)],
         {"quantizer": 2, "norm": 1, "bucket": 512},
@@ -66,6 +72,12 @@ LEVEL_QUANTISERS: dict[str, tuple[Callable[[Layers], list[Sequence]], dict[str, 
     ),
     "ternary L-inf, layer": (lambda _: [ternary()], {"quantizer": 2, "bucket": 0}),
 }
+
+
+def adaptive(layers: Layers, count: int) -> Sequence:
+    """One sequence of ``count`` inner levels, fitted to all layers together."""
+    weighted = sum(normalised_histograms(layer, 512, "linf")[1] for layer in layers)
+    return fit_levels(weighted, count)
 
 
 def segments_of(layers: Layers, **fields: int) -> npt.NDArray[np.void]:
