@@ -55,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bits", type=float, default=3.0)
     args = parser.parse_args()
-    layers = [v for v in inputs.load("gradients", 3_770_000) if v.size >= 1024]
+    layers = [v for v in inputs.load("gradients", 3_068_800) if v.size >= 1024]
     numel = np.array([v.size for v in layers], np.float64)
     squares = np.array([float(np.mean(v.astype(np.float64) ** 2)) for v in layers])
     print("| quantiser | error | equal bits | L-GreCo | ratio | total error | worst layer | bits |")

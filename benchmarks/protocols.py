@@ -1,6 +1,6 @@
 """Rates of the coding protocols side by side (docs/theory.md section 4), through real payloads.
 
-    python benchmarks/protocols.py [--numel 3770000] [--bits 2 3 4]
+    python benchmarks/protocols.py [--numel 3068800] [--bits 2 3 4]
 
 Layers are those of the demo's WGAN-GP (benchmarks/inputs.py), one after the other from generator to
 critic, with a type each. Bits per coordinate, everything included:
@@ -81,7 +81,7 @@ def measure(layers: list[np.ndarray], quantizer: str, bits: float) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--numel", type=int, default=3_770_000)
+    parser.add_argument("--numel", type=int, default=3_068_800)
     parser.add_argument("--bits", type=float, nargs="+", default=[2.0, 3.0, 4.0])
     parser.add_argument("--data", default="gradients", help="see benchmarks/inputs.py")
     args = parser.parse_args()
