@@ -103,7 +103,27 @@ def table(rows: list[Row]) -> str:
             lines.append(
                 f"target: {workload} at {rate} over {rival}: {best:.2f}, wanted {least:.2f}"
             )
+    for rate in RATES:
+        exchange = max(
+            (_gain(rows, "exchange-16", rate, m, "horovod-fp32") for m in METHODS if "ours" in m),
+            default=math.nan,
+        )
+        bounds = [f"{gain:g}x up to {most_compute(exchange, gain):.2f}" for gain in (2.5, 1.5, 1.1)
+                  if exchange > gain]  # fmt: skip
+        if bounds:
+            lines.append(
+                f"{rate}: the exchange alone gains {exchange:.2f}x, so a step gains "
+                + ", ".join(bounds) + " of compute to float32 communication"
+            )  # fmt: skip
     return "\n".join(lines)
+
+
+def most_compute(exchange: float, gain: float) -> float:
+    """Compute over float32's communication up to which a step gains ``gain`` times.
+
+    With compute C that hides nothing, (C + T) / (C + T / exchange) >= gain.
+    """
+    return (1 - gain / exchange) / (gain - 1)
 
 
 def _gain(rows: list[Row], workload: str, rate: str, method: str, rival: str) -> float:
