@@ -177,12 +177,12 @@ def plot(folder: Path, measured: dict[str, Any] | None) -> None:
             # The wire's CPU time left out: with it there are links on which raw never catches up.
             rows = model.predict(template, replace(machine, wire_cpu=0.0), model.RANKS, 0.0, 0.0)
             axis.loglog(
-                [r.ranks for r in rows], [8e-9 * r.crossover[rival] or None for r in rows],
+                [r.ranks for r in rows], [8e-9 * r.crossover[r.ours][rival] or None for r in rows],
                 marker=".", label=f"{megabytes} MB",
             )  # fmt: skip
         axis.set(title=f"compression pays below, against {rival}", xlabel="ranks")
         axis.grid(alpha=0.3, which="both")
-    axes[0].set_ylabel("Gbit/s of a rank's link (predicted)")
+    axes[0].set_ylabel("Gbit/s of a host's link (predicted)")
     axes[0].legend(fontsize=8)
     figure.savefig(folder / "scaling-crossover.png", dpi=110)
     plt.close(figure)

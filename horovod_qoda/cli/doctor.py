@@ -248,7 +248,8 @@ def _between_ranks(report: Report, transport: Any, hvd: Any, quick: bool) -> Non
         seconds = speed.exchange(transport, size)
         report.measured["exchange"] = {"megabytes": size, "seconds": seconds}
         report.add(measured_exchange(size, seconds, picked))
-    report.add(verdict(machine, transport.size, picked, seconds))
+    each = hosts.inside.size if hosts else 1
+    report.add(verdict(machine, transport.size, picked, seconds, each))
 
 
 def network_speed(network: Network, ranks: int) -> Iterator[Finding]:
@@ -287,32 +288,39 @@ def automatic(ranks: int, hosts: Any = None) -> str:
 
 
 def verdict(
-    machine: cost.Machine, ranks: int, picked: str, measured: dict[str, float]
+    machine: cost.Machine,
+    ranks: int,
+    picked: str,
+    measured: dict[str, float],
+    ranks_per_host: int = 1,
 ) -> Iterator[Finding]:
     """Predicted gain by size with the picked topology; whether it pays.
 
     Args:
         measured: seconds of a whole exchange by way, which decide where they are there.
+        ranks_per_host: of which two levels make use.
     """
     from horovod_qoda.settings import Settings
 
     bits = Settings.resolve().bits
-    # Two levels are predicted as if every rank had a link of its own.
-    shown = picked if picked in cost.TOPOLOGIES else "scatter_reduce"
+
+    def exchange(coordinates: int) -> cost.Exchange:
+        return cost.Exchange(coordinates, ranks, picked, bits, ranks_per_host=ranks_per_host)
+
     yield Finding("topology", f"auto picks {picked} for {ranks} ranks")
     gains, gain = [], 0.0
     for size in SIZES:
-        ours = cost.Exchange(size * 2**18, ranks, shown, bits)
+        ours = exchange(size * 2**18)
         here = cost.seconds(ours, machine)
         by = {k: cost.seconds(replace(ours, topology=k), machine) / here for k in cost.RAW}
         gain = max(gain, by["fp32"])
         gains.append(f"{size} MB {by['fp32']:.1f}x fp32, {by['fp16']:.1f}x fp16")
     yield Finding("model", f"predicted speed of an exchange at {bits:g} bits: {'; '.join(gains)}")
-    limit = cost.crossover(cost.Exchange(2**22, ranks, shown, bits), machine)
+    limit = cost.crossover(exchange(2**22), machine)
     yield Finding("model", f"16 MB break even with fp32 at {8e-9 * limit:.2f} Gbit/s")
     how = "predicted"
-    if shown in measured:
-        gain, how = measured["fp32"] / measured[shown], "measured"
+    if picked in measured:
+        gain, how = measured["fp32"] / measured[picked], "measured"
     if gain > 1.1:
         yield Finding("verdict", f"compression pays here: {gain:.1f}x fp32, {how}")
     else:

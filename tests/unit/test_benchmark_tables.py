@@ -57,7 +57,7 @@ def measured():
     for ranks in (2, 4):
         for rate in scaling.RATES:
             for megabytes in (1, 16):
-                for method in cost.TOPOLOGIES:
+                for method in scaling.NAMES:
                     one = {"ranks": ranks, "rate": rate, "megabytes": megabytes, "bits": 3.0,
                            "method": method}  # fmt: skip
                     rows.append({**one, "seconds": scaling.predicted(one, TRUE)})

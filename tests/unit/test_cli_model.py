@@ -18,7 +18,7 @@ EXCHANGE = cost.Exchange(2**22, 2, "allgather")
 def test_a_row_holds_every_topology_and_the_fastest():
     (row,) = model.predict(EXCHANGE, MACHINE, [8], compute=0.1, hidden=0.5)
     assert set(row.exchange) == set(cost.TOPOLOGIES)
-    assert row.exchange[row.fastest] == min(row.exchange.values())
+    assert row.exchange[row.fastest] == min(row.exchange[name] for name in cost.UNBIASED)
     ours = replace(EXCHANGE, ranks=8, topology="scatter_reduce")
     assert row.exchange["scatter_reduce"] == cost.seconds(ours, MACHINE)
     assert row.step["fp32"] == pytest.approx(0.1 + 0.5 * row.exchange["fp32"])
@@ -43,9 +43,29 @@ def test_the_printed_table_and_the_file_agree(tmp_path, capsys):
     (row,) = json.loads(path.read_text())
     printed = capsys.readouterr().out
     assert "16,777,216 coordinates at 3 bits, links of 1 Gbit/s" in printed
-    cells = [line for line in printed.splitlines() if line.startswith("     4")][0].split()
-    assert float(cells[1]) == pytest.approx(1e3 * row["exchange"]["fp32"], abs=0.01)
-    assert cells[5] == row["fastest"]
+    times, limits = (x.split() for x in printed.splitlines() if x.startswith("     4"))
+    assert float(times[1]) == pytest.approx(1e3 * row["exchange"]["fp32"], abs=0.01)
+    assert times[7] == row["fastest"]
+    against = row["crossover"]["scatter_reduce"]
+    assert limits[4] == f"{8e-9 * against['fp32']:.3g}" and limits[5] == "/"
+
+
+def test_ranks_of_a_host_share_its_link_and_two_levels_make_use_of_it(tmp_path, capsys):
+    path = tmp_path / "rows.json"
+    words = ["model", "--mb", "64", "--gbit", "1", "--ranks-per-host", "8", "--json", str(path)]
+    assert main(words) == 0
+    rows = json.loads(path.read_text())
+    assert [row["ranks"] for row in rows] == [8 * n for n in model.RANKS if 8 * n <= 4096]
+    assert all(row["fastest"] == "two_level" for row in rows if row["ranks"] <= 2048)
+    assert "8 rank(s) a host" in capsys.readouterr().out
+
+
+def test_powersgd_is_shown_and_never_called_the_fastest():
+    slow = replace(MACHINE, bandwidth=1e6)
+    (row,) = model.predict(EXCHANGE, slow, [8], 0.0, 0.0)
+    assert row.exchange["powersgd"] == min(row.exchange.values())
+    assert row.fastest != "powersgd" and row.ours != "powersgd"
+    assert row.crossover["powersgd"]["fp32"] > 0
 
 
 def test_speeds_come_from_a_doctors_file_and_flags_overrule(tmp_path, capsys):
@@ -63,6 +83,7 @@ def test_speeds_come_from_a_doctors_file_and_flags_overrule(tmp_path, capsys):
     [
         (["--hidden", "2"], "hidden must be a share"),
         (["--ranks", "0"], "ranks must be at least 1"),
+        (["--ranks", "6", "--ranks-per-host", "4"], "multiple of ranks_per_host"),
         (["--machine", "/nowhere.json"], "/nowhere.json"),
         (["--bits", "-1"], "bits must be positive"),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -17,8 +17,9 @@ from horovod_qoda.quantization import step_factor, step_size
 
 MILLION = 2**20
 IDEAL = cost.Machine(
-    bandwidth=1e9, latency=0, start=0, encode=0, decode=0, copy=0, add=0, cast=0, wire_cpu=0
-)
+    bandwidth=1e9, latency=0, start=0, encode=0, decode=0, copy=0, add=0, cast=0, wire_cpu=0,
+    inside=0, low_rank=0, product=0, orthogonal=0, matrix=0,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("bits", [2.0, 3.0, 5.0])
@@ -53,15 +54,13 @@ def test_owners_are_those_of_the_layout(ranks, coordinates):
 def test_bytes_are_those_of_the_monitor_where_overheads_vanish(ranks):
     d = 64 * MILLION
     raw = cost.load(cost.Exchange(d, ranks, "fp32"), IDEAL)
-    assert raw.received == monitor.link_bytes("raw", 4 * d, ranks)
+    assert raw.link == monitor.link_bytes("raw", 4 * d, ranks)
     whole = cost.payload_bytes(d, 1, 1, 3.0)
     ours = cost.load(cost.Exchange(d, ranks, "allgather", buffer=2**40), IDEAL)
-    assert ours.received == monitor.link_bytes("allgather", whole, ranks)
+    assert ours.link == monitor.link_bytes("allgather", whole, ranks)
     ours = cost.load(cost.Exchange(d, ranks, "scatter_reduce", buffer=2**40), IDEAL)
     handed = whole * (1 + 1 / ranks)
-    assert ours.received == pytest.approx(
-        monitor.link_bytes("scatter_reduce", handed, ranks), rel=2e-3
-    )
+    assert ours.link == pytest.approx(monitor.link_bytes("scatter_reduce", handed, ranks), rel=2e-3)
 
 
 def test_the_ratio_of_bytes_is_that_of_the_theory():
@@ -69,9 +68,9 @@ def test_the_ratio_of_bytes_is_that_of_the_theory():
     # ring's factor (K - 1) / K is left out there.
     d = 256 * MILLION
     for ranks in (4, 64):
-        raw = cost.load(cost.Exchange(d, ranks, "fp32"), IDEAL).received * ranks / (ranks - 1)
+        raw = cost.load(cost.Exchange(d, ranks, "fp32"), IDEAL).link * ranks / (ranks - 1)
         for topology, expected in (("allgather", ranks * 3 / 64), ("scatter_reduce", 6 / 64)):
-            ours = cost.load(cost.Exchange(d, ranks, topology), IDEAL).received
+            ours = cost.load(cost.Exchange(d, ranks, topology), IDEAL).link
             ours *= ranks / (ranks - 1)
             assert ours / raw == pytest.approx(expected, rel=0.05)
 
@@ -99,20 +98,21 @@ def test_one_rank_sends_nothing():
 @given(
     coordinates=st.integers(1, 2**30),
     ranks=st.integers(2, 4096),
+    each=st.sampled_from([1, 2, 8]),
     topology=st.sampled_from(cost.TOPOLOGIES),
     bits=st.floats(0.5, 8),
     factor=st.floats(1.0, 100.0),
 )
 def test_seconds_never_rise_with_speed_nor_fall_with_size(
-    coordinates, ranks, topology, bits, factor
+    coordinates, ranks, each, topology, bits, factor
 ):
-    exchange = cost.Exchange(coordinates, ranks, topology, bits)
+    exchange = cost.Exchange(coordinates, ranks * each, topology, bits, ranks_per_host=each)
     machine = cost.Machine()
     base = cost.seconds(exchange, machine)
     assert base > 0 and math.isfinite(base)
     faster = replace(machine, bandwidth=machine.bandwidth * factor)
     assert cost.seconds(exchange, faster) <= base * (1 + 1e-12)
-    for name in ("latency", "start", "encode", "decode", "copy", "wire_cpu"):
+    for name in asdict(machine).keys() - {"bandwidth", "cores"}:
         slower = replace(machine, **{name: getattr(machine, name) * factor})
         assert cost.seconds(exchange, slower) >= base * (1 - 1e-12)
 
@@ -156,6 +156,8 @@ def test_a_step_hides_what_it_is_told():
         (lambda: cost.Exchange(0, 2, "fp32"), "coordinates must be at least 1"),
         (lambda: cost.Exchange(10, 0, "fp32"), "ranks must be at least 1"),
         (lambda: cost.Exchange(10, 2, "fp32", bits=0), "bits must be positive"),
+        (lambda: cost.Exchange(10, 6, "fp32", ranks_per_host=4), "multiple of ranks_per_host = 4"),
+        (lambda: cost.Exchange(10, 2, "powersgd", low_rank=0), "low_rank must be at least 1"),
         (lambda: cost.step(1, 1, hidden=2), "hidden must be a share"),
     ],
 )
