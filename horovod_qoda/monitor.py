@@ -16,16 +16,16 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 import weakref
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from horovod_qoda.cost import link_bytes, predict
+from horovod_qoda.ranges import span
 
 if TYPE_CHECKING:
     from horovod_qoda.exchange import ExchangeRecord
@@ -143,8 +143,10 @@ class Monitor:
     the fields of the exchange under their own names, summed where a step has several. Values that
     are not finite are written as null, so that every JSON reader takes the file.
 
-    Steps are ranges ``horovod_qoda.step`` in a torch.profiler trace; collectives have the names of
-    Horovod's timeline, ``horovod_qoda.<optimizer>.buffer<i>.stage<j>``.
+    Steps are ranges ``horovod_qoda.step`` in a torch.profiler trace, which also has ``….put`` and
+    ``….wait`` of each layer and, of the exchange's own thread, ``….encode`` and ``….decode``
+    (:func:`horovod_qoda.ranges.ranged`). Collectives have the names of Horovod's timeline,
+    ``horovod_qoda.<optimizer>.buffer<i>.stage<j>``.
 
     Raises:
         ImportError: ``tensorboard`` was asked for and is not installed.
@@ -236,7 +238,7 @@ class Monitor:
         records = self._records = []
         self._own_s = 0.0
         begin = time.perf_counter()
-        with _profiler_range("horovod_qoda.step"):
+        with span("horovod_qoda.step"):
             yield values
         end = time.perf_counter()
         self.steps += 1
@@ -282,12 +284,6 @@ def _summary_writer(folder: Path) -> Any:
             "the lines of JSON have the same figures without it"
         ) from error
     return SummaryWriter(str(folder))
-
-
-def _profiler_range(name: str) -> AbstractContextManager[Any]:
-    """A named range of torch.profiler's traces; nothing where PyTorch is not loaded."""
-    torch = sys.modules.get("torch")
-    return nullcontext() if torch is None else torch.profiler.record_function(name)
 
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from horovod_qoda.exchange.step import Outgoing, Step
 from horovod_qoda.exchange.worker import Job, Worker
 from horovod_qoda.layout import Layout
 from horovod_qoda.logs import logger
+from horovod_qoda.ranges import ranged
 from horovod_qoda.settings import Settings
 from horovod_qoda.transport import Hosts, Transport
 
@@ -137,6 +138,7 @@ class Exchange:
         """State was loaded on some rank: :meth:`agree` asks again before the next exchange."""
         self._agreed = False
 
+    @ranged("horovod_qoda.put")
     def put(self, layer: int, gradient: Any) -> None:
         """Hands over a layer's gradient (a torch tensor; ``None`` means zeros), copying it."""
         with self._lock:
@@ -147,6 +149,7 @@ class Exchange:
         with self._lock:
             self._submit_ready()
 
+    @ranged("horovod_qoda.wait")
     def mean(self, layer: int) -> np.ndarray:
         """Mean over ranks of a layer, flat float32; waits until it is there.
 

@@ -15,6 +15,7 @@ from horovod_qoda.exchange.adaptation import Adaptation
 from horovod_qoda.exchange.handshake import CALL, NOT_EVERYWHERE
 from horovod_qoda.exchange.records import Tally
 from horovod_qoda.layout import Chunk, Layout
+from horovod_qoda.ranges import ranged
 from horovod_qoda.transport import Transport
 from horovod_qoda.waiting import EQUAL_BATCHES
 
@@ -98,6 +99,7 @@ class Step:
             aux=self.aux if rank == 0 else 0.0,
         )
 
+    @ranged("horovod_qoda.encode")
     def encode(
         self,
         values: np.ndarray,
@@ -139,6 +141,7 @@ class Step:
         self.tally.encode_s += time.perf_counter() - begin
         return out[:capacity]
 
+    @ranged("horovod_qoda.decode")
     def decode_sum(
         self,
         blobs: list[np.ndarray],

@@ -13,6 +13,7 @@ import torch
 from horovod_qoda import layout as layouts
 from horovod_qoda.coding import copy_stats, sum_sq_diff
 from horovod_qoda.exchange import Exchange, ExchangeRecord, Sums
+from horovod_qoda.ranges import ranged
 from horovod_qoda.settings import Settings
 from horovod_qoda.transport import Hosts, Transport
 
@@ -305,6 +306,7 @@ class StockCarrier(Carrier):
         self._begun = self._waited = 0.0
         self._sent = 0
 
+    @ranged("horovod_qoda.put")
     def put(self, layer: int, p: torch.Tensor) -> None:
         if not self._results:
             self._begun = time.perf_counter()
@@ -317,6 +319,7 @@ class StockCarrier(Carrier):
 
         handle, ctx = self._results[layer]
 
+        @ranged("horovod_qoda.wait")
         def wait() -> torch.Tensor:
             begin = time.perf_counter()
             output = handle() if callable(handle) else synchronize(handle)

@@ -27,6 +27,7 @@ CASES = [
     "load_on_rank_0_after_steps",
     "load_everywhere_then_broadcast",
     "accumulation_without_communication",
+    "profiled",
     # Last: they leave collectives behind that never end.
     "forgotten_with_allgather",
     "forgotten_with_scatter_reduce",

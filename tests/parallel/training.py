@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from collections import Counter
 from functools import partial
 
 import torch
@@ -462,6 +463,25 @@ def accumulation_without_communication():
         model(batch()[0]).square().mean().backward()
         checked.step()
     assert checked.checked == 6 and checked.overlap
+
+
+def profiled():
+    """A profile of a step names what the exchange did, in its own thread too where asked."""
+    everywhere = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
+    for compression in (SMALL, hvd.Compression.fp16):
+        model, _ = players()
+        optimizer = wrap(model, compression=compression)
+        train(model, optimizer)
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], experimental_config=everywhere
+        ) as profile:
+            train(model, optimizer, 1)
+        counts = Counter(event.name for event in profile.events())
+        layers = len([*model.parameters()])
+        assert counts["horovod_qoda.put"] == counts["horovod_qoda.wait"] == layers, counts
+        coded = compression is SMALL
+        assert (counts["horovod_qoda.encode"] > 0) == coded
+        assert (counts["horovod_qoda.decode"] > 0) == coded
 
 
 if __name__ == "__main__":
