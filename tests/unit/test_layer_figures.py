@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +16,7 @@ from horovod_qoda import layer_figures, layout
 from horovod_qoda.coding import entropy
 from horovod_qoda.coding.tables import normalize
 from horovod_qoda.exchange import Exchange
-from horovod_qoda.monitor import Monitor, read_lines
+from horovod_qoda.monitor import LAYERS_SHARE, Monitor, read_lines
 from horovod_qoda.quantization import gaussian_rate
 from horovod_qoda.settings import Settings
 from horovod_qoda.transport import local_transports
@@ -146,6 +147,31 @@ def test_the_monitor_writes_layers_at_the_interval(tmp_path):
     assert layers[0]["bits"][2] == 32.0 and layers[0]["error"][3] is None
     assert totals.exchanges == 4 and 0 < totals.monitor_s <= totals.step_s * 100
     assert totals.as_dict()["overhead"] == totals.monitor_s / totals.step_s
+
+
+def test_looking_at_layers_keeps_to_its_share_of_the_time(tmp_path):
+    exchange, record = exchanged()
+    optimizer = Optimizer(exchange)
+
+    def end(number):
+        with monitor.step():
+            optimizer.ended(type(record)(**{**vars(record), "exchange": number}))
+
+    begin = time.perf_counter()
+    with Monitor(tmp_path / "m.jsonl", skip_steps=0) as monitor:
+        monitor.watch(optimizer)
+        end(0)
+        spent = monitor.totals.monitor_s
+        end(50)
+        again = 100
+        while time.perf_counter() - begin < 1.5 * spent / LAYERS_SHARE:
+            time.sleep(spent)
+            end(again)
+            again += 50
+    looked = [x for x in read_lines(tmp_path / "m.jsonl") if x["event"] == "layers"]
+    # The line of the step was counted too, so the rest is a little shorter than that.
+    assert [x["exchange"] for x in looked[:1]] == [0] and len(looked) == 2
+    assert looked[1]["exchange"] > 50
 
 
 def test_watching_stock_horovod_counts_and_has_no_layers(tmp_path):
