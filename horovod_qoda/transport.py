@@ -136,12 +136,26 @@ class HorovodTransport(Transport):
             handle = call(tensor, name=name, process_set=self._set, **options)
         except self._hvd.HorovodInternalError as e:  # it has been shut down already
             raise _explained(e, self.rank, name) from None
-        return _HorovodHandle(self._hvd, handle, self.rank, name, convert)
+        return HorovodHandle(self._hvd, handle, self.rank, name, convert)
 
 
-class _HorovodHandle(Handle):
+class HorovodHandle(Handle):
+    """An asynchronous collective of stock Horovod's.
+
+    Args:
+        hvd: ``horovod.torch``.
+        handle: what its ``…_async`` function returned.
+        rank, name: for messages.
+        convert: makes the result of what Horovod returns.
+    """
+
     def __init__(
-        self, hvd: Any, handle: int, rank: int, name: str, convert: Callable[[Any], Any]
+        self,
+        hvd: Any,
+        handle: int,
+        rank: int,
+        name: str,
+        convert: Callable[[Any], Any] = lambda output: output,
     ) -> None:
         self._hvd, self._handle, self._convert = hvd, handle, convert
         self.rank, self.name = rank, name

@@ -18,7 +18,13 @@ from horovod_qoda.exchange import ExchangeRecord
 from horovod_qoda.layer_kinds import kinds_of_modules
 from horovod_qoda.logs import logger
 from horovod_qoda.settings import Settings
-from horovod_qoda.torch.carriers import Carrier, LayerwiseCarrier, Result, StockCarrier
+from horovod_qoda.torch.carriers import (
+    Carrier,
+    LayerwiseCarrier,
+    Result,
+    StockCarrier,
+    sparse_mean,
+)
 from horovod_qoda.torch.gradients import Gradients
 from horovod_qoda.torch.hosts import find_hosts
 from horovod_qoda.torch.loss_scaling import overflowed, refuse_tensors
@@ -74,7 +80,7 @@ def attach(
     else:
         send = _weak(self, "_stock_allreduce")
         carrier = StockCarrier(
-            parameters, send, self._compression, transport, number, scale, wants_sums
+            names, parameters, send, self._compression, transport, number, scale, wants_sums
         )
     self.param_groups[0].setdefault(LOAD_KEY, 0)
     self._options = (settings, overlap, replica_check_steps, model)
@@ -139,8 +145,13 @@ def _allreduce_grad_async(self: Any, p: torch.Tensor) -> Result:
     assert p.grad is not None
     if isinstance(carrier, LayerwiseCarrier) and p.grad.is_sparse and not self.sparse_as_dense:
         carrier.count_sparse(p.grad)
-        return stock["_sparse_allreduce_grad_async"](self, p, self._parameter_names[p])
+        return self._sparse_allreduce_grad_async(p, self._parameter_names[p])
     return self._gradients.result(p)
+
+
+def _sparse_allreduce_grad_async(self: Any, p: torch.Tensor, name: str) -> Result:
+    assert p.grad is not None
+    return sparse_mean(p.grad, name, self.op, self.process_set), None
 
 
 def synchronize(self: Any) -> None:
@@ -325,9 +336,10 @@ def _gradients(self: Any) -> Gradients | None:
 replacements: dict[str, Any] = {
     f.__name__: f
     for f in (
-        _stock_allreduce, _register_hooks, _make_hook, _allreduce_grad_async, synchronize, step,
-        zero_grad, add_param_group, add_listener, set_compression, no_sync, state_dict,
-        load_state_dict, local_state_dict, load_local_state_dict,
+        _stock_allreduce, _register_hooks, _make_hook, _allreduce_grad_async,
+        _sparse_allreduce_grad_async, synchronize, step, zero_grad, add_param_group, add_listener,
+        set_compression, no_sync, state_dict, load_state_dict, local_state_dict,
+        load_local_state_dict,
     )
 }  # fmt: skip
 # torch's word for an optimizer that GradScaler calls on every rank, with itself as grad_scaler.

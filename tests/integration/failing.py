@@ -6,6 +6,8 @@ import sys
 import time
 
 import horovod.torch
+import horovod.torch.mpi_ops as mpi_ops
+import horovod.torch.optimizer as optimizers
 import numpy as np
 import torch
 
@@ -18,9 +20,14 @@ what, culprit = sys.argv[1], int(sys.argv[2])
 hvd.init()
 guilty = hvd.rank() == culprit
 torch.manual_seed(0)
-model = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 64))
+first = torch.nn.Linear(64, 256)
+if what == "late_sparse":
+    first = torch.nn.Embedding(64, 256, sparse=True)
+model = torch.nn.Sequential(first, torch.nn.ReLU(), torch.nn.Linear(256, 64))
 optimizer = hvd.DistributedOptimizer(
-    torch.optim.SGD(model.parameters(), lr=0.1), model.named_parameters()
+    torch.optim.SGD(model.parameters(), lr=0.1),
+    model.named_parameters(),
+    compression=hvd.Compression.fp16 if what == "late_stock" else hvd.Compression.layerwise,
 )
 hvd.broadcast_parameters(model.state_dict(), root_rank=0)
 
@@ -61,7 +68,7 @@ for step in range(100 if what == "wait" else 10):
         if what == "join":
             hvd.join()
             break
-        if what == "late":
+        if what.startswith("late"):
             time.sleep(10)
             sys.exit(0)
         if what == "alone":
@@ -70,11 +77,14 @@ for step in range(100 if what == "wait" else 10):
             optimizer._gradients.carrier.exchange.routes._flat = broken
     if step == AT and what == "alone":
         HorovodTransport().allgather("alone", np.zeros(4, np.uint8)).wait()
-    if step == AT and what == "late":
-        # A tensor that came too late to be told of the shutdown: no poll will ever find it done.
+    if step == AT and what.startswith("late"):
+        # A tensor that came too late to be told of the shutdown: no poll will ever find it done,
+        # and who waits as Horovod does waits for ever.
         horovod.torch.poll = lambda handle: False
+        mpi_ops.synchronize = optimizers.synchronize = lambda handle: time.sleep(3600)
     optimizer.zero_grad()
-    hidden = model[:2](torch.randn(8, 64))
+    sparse = what == "late_sparse"
+    hidden = model[:2](torch.randint(64, (8,)) if sparse else torch.randn(8, 64))
     if step == AT and guilty:
         hidden = Trap.apply(hidden)
     model[2](hidden).square().mean().backward()

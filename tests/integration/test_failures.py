@@ -127,9 +127,17 @@ def test_leaving_in_the_middle_of_an_exchange_does_not_hang():
     assert re.search(either, finished.stderr), finished.stderr
 
 
-def test_a_tensor_that_horovod_forgot_at_its_end_is_noticed():
-    finished = fail(2, "late", 1)
-    errors = [e for e in exceptions(finished) if re.search(EXCHANGE, e)]
+@pytest.mark.parametrize(
+    ("what", "named"),
+    [
+        ("late", EXCHANGE),
+        ("late_stock", r"the collective '[02]\.(weight|bias)' failed"),
+        ("late_sparse", r"the collective '0\.weight\.values' failed"),
+    ],
+)
+def test_a_tensor_that_horovod_forgot_at_its_end_is_noticed(what, named):
+    finished = fail(2, what, 1)
+    errors = [e for e in exceptions(finished) if re.search(named, e)]
     assert errors and all("had been shut down before" in e for e in errors), finished.stderr
 
 

@@ -1,9 +1,7 @@
-"""Who carries the gradients of one optimizer: our exchange, or stock Horovod's all-reduce."""
+"""Gradients by our exchange: quantised, entropy coded, averaged."""
 
 from __future__ import annotations
 
-import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -11,69 +9,10 @@ import numpy as np
 import torch
 
 from horovod_qoda import layout as layouts
-from horovod_qoda.coding import copy_stats, sum_sq_diff
 from horovod_qoda.exchange import Exchange, ExchangeRecord, Sums
-from horovod_qoda.ranges import ranged
 from horovod_qoda.settings import Settings
+from horovod_qoda.torch.carriers.carrier import Carrier, Result
 from horovod_qoda.transport import Hosts, Transport
-
-Result = tuple[Callable[[], torch.Tensor] | int, Any]
-"""What stock ``synchronize()`` takes for a parameter: a handle, or a callable, and a context."""
-
-
-class Carrier(ABC):
-    """Sends gradients when told and hands back what stock ``synchronize()`` waits for."""
-
-    name: str
-    wants_sums: bool
-    in_place = False
-    """Whether the collective writes into the gradient while it is under way."""
-    agreed = True
-    """Whether a gradient may be sent before the next :meth:`agree`."""
-
-    def settle(self, sparse: np.ndarray) -> None:  # noqa: B027  stock Horovod needs none of these
-        """Before the first exchange: which layers have a sparse gradient on this rank."""
-
-    def agree(self) -> None:  # noqa: B027
-        """Before anything is sent in a step: settles, once, whether all ranks mean the same."""
-
-    def disagree(self) -> None:  # noqa: B027
-        """State was loaded somewhere: the next :meth:`agree` has to ask again."""
-
-    def no_gradient(self, layer: int, p: torch.Tensor) -> torch.Tensor:
-        """What a rank sends for a layer that it did not use."""
-        return torch.zeros_like(p)
-
-    @abstractmethod
-    def put(self, layer: int, p: torch.Tensor) -> None:
-        """Sends the gradient of a layer as it is now."""
-
-    @abstractmethod
-    def result(self, layer: int, p: torch.Tensor) -> Result:
-        """Handle of the averaged gradient."""
-
-    @abstractmethod
-    def finish(self) -> tuple[ExchangeRecord, Sums]:
-        """Ends the exchange after all results have been taken."""
-
-    @abstractmethod
-    def abandon(self) -> None:
-        """Gives up an exchange that has failed half-way, so that another can start."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What is adapted during training, the same on all ranks."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any] | None) -> None:  # noqa: B027
-        """Takes it back; None where the checkpoint has none."""
-
-    @abstractmethod
-    def local_state_dict(self) -> dict[str, Any]:
-        """What differs between ranks."""
-
-    @abstractmethod
-    def load_local_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what this rank saved."""
 
 
 class LayerwiseCarrier(Carrier):
@@ -150,7 +89,8 @@ class LayerwiseCarrier(Carrier):
         if layer not in self._sparse:
             return torch.zeros_like(p)
         rows = torch.zeros((1, 0), dtype=torch.long, device=p.device)
-        return torch.sparse_coo_tensor(rows, p.new_zeros((0, *p.shape[1:])), p.shape)
+        none = p.new_zeros((0, *p.shape[1:]))
+        return torch.sparse_coo_tensor(rows, none, p.shape, check_invariants=False)
 
     def put(self, layer: int, p: torch.Tensor) -> None:
         if layer in self._sparse:
@@ -254,136 +194,3 @@ class LayerwiseCarrier(Carrier):
             self._hosts,
         )  # fmt: skip
         self.layout = layout
-
-
-class CountedCompression:
-    """Horovod's compressor interface around another compressor, counting what it hands on."""
-
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
-        self.sent_bytes = 0
-
-    def compress(self, tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        out, ctx = self._inner.compress(tensor)
-        self.sent_bytes += out.nbytes
-        return out, ctx
-
-    def decompress(self, tensor: torch.Tensor, ctx: Any) -> torch.Tensor:
-        return self._inner.decompress(tensor, ctx)
-
-
-class StockCarrier(Carrier):
-    """Stock Horovod's in-place all-reduce of each parameter, with the script's compressor.
-
-    Args:
-        send: stock ``_allreduce_grad_async``, bound to the optimizer.
-        compression: what ``send`` compresses with.
-    """
-
-    in_place = True
-
-    def __init__(
-        self,
-        parameters: list[torch.Tensor],
-        send: Callable[[torch.Tensor], Result],
-        compression: CountedCompression,
-        transport: Transport,
-        number: int,
-        scale: int,
-        wants_sums: bool,
-    ) -> None:
-        self.name = f"horovod_qoda.{number}"
-        self.wants_sums = wants_sums
-        self._parameters = parameters
-        self._send = send
-        self._compression = compression
-        self._transport = transport
-        self._results: dict[int, Result] = {}
-        self._scale = scale
-        self._own: list[float] = [0.0, 0.0]
-        self._previous: dict[int, torch.Tensor] = {}  # flat, float32
-        self._number = 0
-        self._begun = self._waited = 0.0
-        self._sent = 0
-
-    @ranged("horovod_qoda.put")
-    def put(self, layer: int, p: torch.Tensor) -> None:
-        if not self._results:
-            self._begun = time.perf_counter()
-        if p.grad is not None and self.wants_sums:
-            self._add_sums(layer, p.grad)
-        self._results[layer] = self._send(p)
-
-    def result(self, layer: int, p: torch.Tensor) -> Result:
-        from horovod.torch.mpi_ops import synchronize
-
-        handle, ctx = self._results[layer]
-
-        @ranged("horovod_qoda.wait")
-        def wait() -> torch.Tensor:
-            begin = time.perf_counter()
-            output = handle() if callable(handle) else synchronize(handle)
-            self._waited += time.perf_counter() - begin
-            return output
-
-        return wait, ctx
-
-    def finish(self) -> tuple[ExchangeRecord, Sums]:
-        busy = time.perf_counter() - self._begun
-        sent, self._sent = self._compression.sent_bytes - self._sent, self._compression.sent_bytes
-        raw = sum(p.numel() * p.element_size() for p in self._parameters)
-        record = ExchangeRecord(
-            exchange=self._number,
-            topology="raw",
-            coordinates=0,
-            raw_bytes=raw,
-            payload_bytes=sent,
-            wire_bytes=sent,
-            coded_bits=float("nan"),
-            entropy_bits=float("nan"),
-            encode_s=0.0,
-            decode_s=0.0,
-            exchange_s=busy,
-            busy_s=busy,
-            wait_s=self._waited,
-        )
-        sums = self._gather_sums() if self.wants_sums else Sums(0.0, 0.0, None)
-        self._results.clear()
-        self._number += 1
-        self._waited = 0.0
-        return record, sums
-
-    def abandon(self) -> None:
-        self._results.clear()
-        self._own = [0.0, 0.0]
-        self._waited = 0.0
-
-    def local_state_dict(self) -> dict[str, Any]:
-        return {"previous": {i: g.clone() for i, g in self._previous.items()}}
-
-    def load_local_state_dict(self, state: dict[str, Any]) -> None:
-        self._previous = {i: g.clone() for i, g in state.get("previous", {}).items()}
-
-    def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        self._previous.clear()
-
-    def _add_sums(self, layer: int, gradient: torch.Tensor) -> None:
-        dense = gradient.to_dense() if gradient.is_sparse else gradient
-        now = dense.detach().to("cpu", torch.float32).reshape(-1).numpy()
-        square, finite = copy_stats(now)
-        before = self._previous.get(layer)
-        self._own[0] += square
-        self._own[1] += square if before is None else sum_sq_diff(now, before.numpy())
-        if not finite:
-            return
-        if before is None:
-            self._previous[layer] = torch.from_numpy(now.copy())
-        else:
-            np.copyto(before.numpy(), now)
-
-    def _gather_sums(self) -> Sums:
-        pairs = self._transport.allgather(self.name + ".sums", np.array(self._own)).wait()
-        factor = (self._scale / self._transport.size) ** 2
-        total = pairs.reshape(-1, 2).sum(axis=0) * factor
-        self._own = [0.0, 0.0]
-        return Sums(float(total[0]), float(total[1]), None)
