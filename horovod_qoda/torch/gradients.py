@@ -44,6 +44,7 @@ class Gradients:
         self.rule = OverlapRule(overlap, names)
         self.listeners: list[Listener] = []
         self.paused = False
+        self._interrupted = False
         self._layer = {id(p): i for i, p in enumerate(parameters)}
         self._check_every = replica_check_steps
         self._steps = 0
@@ -58,7 +59,18 @@ class Gradients:
             self.carrier.put(layer, p)
 
     def begin(self, passes: int) -> None:
-        """Start of ``synchronize()``: checks what was sent, sends the rest."""
+        """Start of ``synchronize()``: checks what was sent, sends the rest.
+
+        Raises:
+            RuntimeError: Ctrl-C has ended an earlier exchange on this rank.
+        """
+        if self._interrupted:
+            raise RuntimeError(
+                f"rank {self.transport.rank} was interrupted (Ctrl-C) inside "
+                "optimizer.synchronize(): the other ranks may have taken that step, this one has "
+                "not, so its parameters are no longer theirs; restart the job from its last "
+                "checkpoint"
+            )
         self.rule.check([p.grad for p in self.parameters], passes, self.carrier.in_place)
         if self._steps == 0:
             self._first()
@@ -92,8 +104,12 @@ class Gradients:
         """Names of the layers whose gradients have left during this step's backward."""
         return [name for i, name in enumerate(self.names) if self.rule.sent(i)]
 
-    def abandon(self) -> None:
-        """After an error in the middle of a step: the next one starts from nothing."""
+    def abandon(self, interrupted: bool = False) -> None:
+        """After an error in the middle of a step: the next one starts from nothing.
+
+        ``interrupted``: on this rank alone, at any place, so there is no next one among several.
+        """
+        self._interrupted = interrupted and self.transport.size > 1
         self.rule.forget()
         self.carrier.abandon()
 

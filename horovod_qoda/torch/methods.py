@@ -167,10 +167,10 @@ def synchronize(self: Any) -> None:
         self.param_groups[0][LOAD_KEY] = 0  # on all ranks at once: they have agreed
         stock["synchronize"](self)
         sums = gradients.end()
-    except Exception:
+    except BaseException as error:
         # Whoever catches it may go on: without what is left of this step.
         self._handles.clear()
-        gradients.abandon()
+        gradients.abandon(interrupted=not isinstance(error, Exception))
         raise
     if gradients.carrier.wants_sums:
         self.receive_sums(sums.sum_sq, sums.sum_sq_diff, sums.aux)

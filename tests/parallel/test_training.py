@@ -32,6 +32,7 @@ CASES = [
     "forgotten_with_allgather",
     "forgotten_with_scatter_reduce",
     "forgotten_while_warming_up",
+    "interrupted",
 ]
 
 

@@ -1,7 +1,11 @@
 """What training scripts do besides backward and step: training.py CASE CASE ..."""
 
 import copy
+import os
+import signal
 import sys
+import threading
+import time
 from collections import Counter
 from functools import partial
 
@@ -33,7 +37,9 @@ def same_on_all_ranks(values):
     return torch.equal(everyone.nan_to_num(), everyone[:1].expand_as(everyone).nan_to_num())
 
 
-def train(model, optimizer, steps=6, loss=lambda model: model(batch()[0]).square().mean()):
+def train(
+    model, optimizer, steps=6, loss=lambda model: model(batch()[0]).square().mean(), check=True
+):
     """Plain steps; replicas are the same afterwards."""
     losses = []
     for _ in range(steps):
@@ -42,7 +48,7 @@ def train(model, optimizer, steps=6, loss=lambda model: model(batch()[0]).square
         value.backward()
         optimizer.step()
         losses.append(float(value.detach()))
-    assert same_on_all_ranks(model.parameters())
+    assert not check or same_on_all_ranks(model.parameters())
     return losses
 
 
@@ -463,6 +469,31 @@ def accumulation_without_communication():
         model(batch()[0]).square().mean().backward()
         checked.step()
     assert checked.checked == 6 and checked.overlap
+
+
+def interrupted():
+    """Ctrl-C on one rank while it waits: its next step says what to do, others had theirs."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    model, _ = players()
+    optimizer = wrap(model)
+    train(model, optimizer)
+    optimizer.zero_grad()
+    if hvd.rank() == 0:
+        time.sleep(3)  # the others wait for this rank
+        train(model, optimizer, 1, check=False)
+        hvd.barrier()
+        return
+    model(batch()[0]).square().mean().backward()
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        optimizer.step()
+    except KeyboardInterrupt:
+        optimizer.zero_grad()
+        model(batch()[0]).square().mean().backward()
+        refused(RuntimeError, "restart the job from its last checkpoint", optimizer.step)
+        hvd.barrier()
+    else:
+        raise AssertionError("not interrupted")
 
 
 def profiled():
