@@ -24,10 +24,17 @@ def allreduce(step: Step, buffer: ExchangeBuffer) -> Steps:
     if step.wants_sums:
         if buffer.previous is None:
             buffer.previous = np.zeros_like(buffer.values)
-        own = np.array([buffer.sum_sq.sum(), sum_sq_diff(buffer.values, buffer.previous)])
+        change = sum_sq_diff(buffer.values, buffer.previous)
         own_values = buffer.scratch("own", len(buffer.values))
         np.copyto(own_values, buffer.values)
         buffer.remember(own_values)
-        gathered = yield step.transport.allgather(step.name(index, 0) + ".sums", own)
-        pairs = gathered.reshape(-1, 2)
-        step.sums[index, 0] = (sum(pairs[:, 0]) / count**2, sum(pairs[:, 1]) / count**2)
+        yield from gather_sums(step, index, buffer.sum_sq.sum(), change)
+
+
+def gather_sums(step: Step, index: int, sum_sq: float, sum_sq_diff: float) -> Steps:
+    """QODA's scalars of one buffer from those of its nodes, where no payload carries them."""
+    own = np.array([sum_sq, sum_sq_diff, step.aux])
+    gathered = yield step.transport.allgather(step.name(index, 0) + ".sums", own)
+    table, count = gathered.reshape(-1, 3), step.transport.size
+    step.sums[index, 0] = (sum(table[:, 0]) / count**2, sum(table[:, 1]) / count**2)
+    step.received_aux = float(table[0, 2])

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from horovod_qoda.coding import copy_stats, sum_sq_diff
+from horovod_qoda.exchange.allreduce import gather_sums
 from horovod_qoda.exchange.buffer import ExchangeBuffer
 from horovod_qoda.exchange.step import Step
 from horovod_qoda.exchange.worker import Steps
@@ -215,14 +216,11 @@ def _sums(step: Step, buffer: ExchangeBuffer, state: LowRank, left: np.ndarray) 
     sent = buffer.scratch("own", len(buffer.values))
     np.add(buffer.values, state.residual, out=sent)
     sent -= left
-    pair = np.array([copy_stats(sent)[0], sum_sq_diff(sent, buffer.previous)])
+    square, change = copy_stats(sent)[0], sum_sq_diff(sent, buffer.previous)
     finite = np.isfinite(sent)
     sent[~finite] = buffer.previous[~finite]
     buffer.remember(sent)
-    index, count = buffer.plan.index, step.transport.size
-    gathered = yield step.transport.allgather(step.name(index, 0) + ".sums", pair)
-    pairs = gathered.reshape(-1, 2)
-    step.sums[index, 0] = (sum(pairs[:, 0]) / count**2, sum(pairs[:, 1]) / count**2)
+    yield from gather_sums(step, buffer.plan.index, square, change)
 
 
 def product(basis: np.ndarray, q: np.ndarray, out: np.ndarray) -> None:

@@ -67,20 +67,20 @@ def attach(
     number = process_set << 8 | _made[process_set]
     _made[process_set] += 1
     wants_sums = hasattr(self, "receive_sums")
+    aux = _weak(self, "last_move_sq") if hasattr(self, "last_move_sq") else None
     scale = 1 if self.op == Average else transport.size
     carrier: Carrier
     if settings is not None:
         carrier = LayerwiseCarrier(
             names, parameters, settings, transport, number, scale=scale, wants_sums=wants_sums,
-            sparse_as_dense=self.sparse_as_dense,
-            aux=_weak(self, "last_move_sq") if wants_sums else None,
+            sparse_as_dense=self.sparse_as_dense, aux=aux,
             find_hosts=partial(find_hosts, self.process_set, transport),
             kinds={} if model is None else kinds_of_modules(model, self._parameter_names),
         )  # fmt: skip
     else:
         send = _weak(self, "_stock_allreduce")
         carrier = StockCarrier(
-            names, parameters, send, self._compression, transport, number, scale, wants_sums
+            names, parameters, send, self._compression, transport, number, scale, wants_sums, aux
         )
     self.param_groups[0].setdefault(LOAD_KEY, 0)
     self._options = (settings, overlap, replica_check_steps, model)

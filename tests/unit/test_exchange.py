@@ -221,6 +221,29 @@ def test_warm_up_is_exact_then_compressed():
         assert np.array_equal(means[0], want) == (topology == "raw")
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(warmup_steps=9),
+        Settings(rules={"*": "raw"}),
+        Settings(quantizer="powersgd", low_rank=1, min_numel=1),
+        Settings(topology="scatter_reduce"),
+    ],
+    ids=["warming up", "raw", "powersgd", "coded"],
+)
+def test_the_scalar_of_rank_0_reaches_all_ranks_whatever_carries_the_gradients(settings):
+    def rank(transport):
+        exchange = Exchange(
+            layout_of(settings), settings, transport, 0, True, lambda: 7.0 + transport.rank
+        )
+        try:
+            return exchange_all(exchange, gradients_of(transport.rank, 0))[2].aux
+        finally:
+            exchange.close()
+
+    assert in_threads(local_transports(3), rank) == [7.0] * 3
+
+
 @pytest.mark.parametrize("differ", ["bits", "order", "shape", "missing"])
 def test_ranks_that_differ_all_hear_of_it(differ):
     def rank(transport):

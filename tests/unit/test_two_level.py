@@ -105,33 +105,58 @@ def test_unbiased():
     assert np.linalg.norm(mean - true) < 1.5 * np.linalg.norm(single) / np.sqrt(60)
 
 
-def test_sums_are_those_of_the_hosts_vectors():
-    """Nodes are hosts: the sums are of what was decoded from each, and rank 0's scalar arrives."""
-    settings = Settings(bits=8, topology="two_level")
-
-    def body(exchange, transport, mine):
-        exchange_all(exchange, gradients_of(transport.rank, 0))
-        return exchange_all(exchange, gradients_of(transport.rank, 1))[2]
-
-    results = run(2, 2, settings, body, wants_sums=True)
-    assert all(r == results[0] for r in results)
-    assert results[0].aux == 7.0
+def expected_sums(step):
+    """Of hosts' means: Σ_h ‖V_h‖²/H², and of the differences from the step before."""
 
     def host(h, t):
         a, b = gradients_of(2 * h, t), gradients_of(2 * h + 1, t)
         return [(x + y) / 2 for x, y in zip(a, b, strict=True)]
 
-    square = sum(float(x.square().sum()) for h in range(2) for x in host(h, 1)) / 4
+    now = [host(h, step) for h in range(2)]
+    before = [host(h, step - 1) for h in range(2)]
+    square = sum(float(x.square().sum()) for node in now for x in node) / 4
     change = (
         sum(
             float((x - y).square().sum())
-            for h in range(2)
-            for x, y in zip(host(h, 1), host(h, 0), strict=True)
+            for node, old in zip(now, before, strict=True)
+            for x, y in zip(node, old, strict=True)
         )
         / 4
     )
-    assert results[0].sum_sq == pytest.approx(square, rel=0.02)
-    assert results[0].sum_sq_diff == pytest.approx(change, rel=0.02)
+    return square, change
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 2])
+def test_sums_are_those_of_the_hosts_vectors(warmup):
+    """Nodes are hosts, also while warming up and from the first coded exchange after it: the sums
+    are of what was decoded from each, and rank 0's scalar arrives."""
+    settings = Settings(bits=8, topology="two_level", warmup_steps=warmup)
+
+    def body(exchange, transport, mine):
+        exchange_all(exchange, gradients_of(transport.rank, 0))
+        return exchange_all(exchange, gradients_of(transport.rank, 1))[1:]
+
+    results = run(2, 2, settings, body, wants_sums=True)
+    record, sums = results[0]
+    assert record.topology == ("raw" if warmup == 2 else "two_level")
+    assert all(other == sums for _, other in results)
+    assert sums.aux == 7.0
+    square, change = expected_sums(1)
+    assert sums.sum_sq == pytest.approx(square, rel=0.02)
+    assert sums.sum_sq_diff == pytest.approx(change, rel=0.02)
+
+
+def test_warming_up_by_hosts_is_exact_and_the_same_everywhere():
+    settings = Settings(topology="two_level", warmup_steps=1)
+
+    def body(exchange, transport, mine):
+        return exchange_all(exchange, gradients_of(transport.rank, 0))[0]
+
+    results = run(2, 2, settings, body, wants_sums=True)
+    for i in range(len(SHAPES)):
+        true = torch.stack([gradients_of(r, 0)[i] for r in range(4)]).mean(0).reshape(-1).numpy()
+        np.testing.assert_allclose(results[0][i], true, rtol=1e-5, atol=1e-7)
+        assert all(other[i].tobytes() == results[0][i].tobytes() for other in results)
 
 
 def test_only_the_payloads_of_one_rank_in_two_cross():

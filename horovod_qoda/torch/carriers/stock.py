@@ -40,6 +40,7 @@ class StockCarrier(Carrier):
         names: of the parameters, for messages.
         send: stock ``_allreduce_grad_async``, bound to the optimizer.
         compression: what ``send`` compresses with.
+        aux: gives the scalar that rank 0 sends along.
     """
 
     in_place = True
@@ -54,6 +55,7 @@ class StockCarrier(Carrier):
         number: int,
         scale: int,
         wants_sums: bool,
+        aux: Callable[[], float] | None,
     ) -> None:
         self.name = f"horovod_qoda.{number}"
         self.wants_sums = wants_sums
@@ -63,6 +65,7 @@ class StockCarrier(Carrier):
         self._transport = transport
         self._results: dict[int, Result] = {}
         self._scale = scale
+        self._aux = aux
         self._own: list[float] = [0.0, 0.0]
         self._previous: dict[int, torch.Tensor] = {}  # flat, float32
         self._number = 0
@@ -145,8 +148,9 @@ class StockCarrier(Carrier):
             np.copyto(before.numpy(), now)
 
     def _gather_sums(self) -> Sums:
-        pairs = self._transport.allgather(self.name + ".sums", np.array(self._own)).wait()
+        mine = np.array([*self._own, self._aux() if self._aux else 0.0])
+        table = self._transport.allgather(self.name + ".sums", mine).wait().reshape(-1, 3)
         factor = (self._scale / self._transport.size) ** 2
-        total = pairs.reshape(-1, 2).sum(axis=0) * factor
+        sum_sq, sum_sq_diff, _ = (table.sum(axis=0) * factor).tolist()
         self._own = [0.0, 0.0]
-        return Sums(float(total[0]), float(total[1]), None)
+        return Sums(sum_sq, sum_sq_diff, float(table[0, 2]))
