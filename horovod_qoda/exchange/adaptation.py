@@ -1,9 +1,10 @@
 """What changes slowly during training: step factors, levels, code tables, bits of each layer, and
 the choice of reconstruction.
 
-It changes only at update exchanges, from integer counts summed over all ranks. Rank 0 decides and
-broadcasts, because floating-point libraries differ between kinds of processors; the state is part
-of the checkpoint.
+It changes at update exchanges, from integer counts summed over all ranks. Rank 0 decides and
+broadcasts, because floating-point libraries differ between kinds of processors. Step factors also
+follow the rate after every exchange (:mod:`horovod_qoda.exchange.rate`). The state is part of the
+checkpoint.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from horovod_qoda.coding import Book, entropy_bits
+from horovod_qoda.coding import Book
 from horovod_qoda.coding.payload import DITHERED, ROUNDED
-from horovod_qoda.exchange import options
+from horovod_qoda.exchange import options, rate
 from horovod_qoda.exchange.levels import histograms, predicted_counts, refit
 from horovod_qoda.exchange.observations import (
     Arrays,
@@ -44,15 +45,6 @@ as there are gradients to average that are not those of the very start."""
 _PROBE = 0.5
 """Octaves by which the step is refined to see how the rate answers."""
 
-SLOPES = (0.2, 1.2)
-"""Limits of that answer: a sample must not turn a small error into a wild change."""
-
-PAID = (0.9, 1.1)
-"""Limits of coded bits over entropy: a tiny model's headers must not be taken out of its bits."""
-
-MAX_CHANGE = 1.0
-"""Largest change of log2 of a step factor at one update: one odd gradient must not throw it."""
-
 
 def is_update(exchange: int) -> bool:
     """True for exchanges whose symbols are counted and after which the state changes."""
@@ -74,6 +66,8 @@ class Adaptation:
 
     Attributes:
         factors: step over RMS, one for each distinct ``bits`` among the one-stream types.
+        slope: bits a coordinate that halving all steps would add.
+        wanted: bits a coordinate that all one-stream layers together should take.
         bits: per layer, the rate that L-GreCo gave it, or its own; float64, nan for raw layers.
         saved: per layer, the rate expected of ``bits`` over that of the layer's own; float64.
         reconstruction: per layer, ``ROUNDED`` or ``DITHERED``.
@@ -95,6 +89,7 @@ class Adaptation:
         self._free = np.array([kinds[x.type].quantizer == "auto" for x in layout.layers], bool)
         self._table_of_type = np.array([layout.table(i) for i in range(len(kinds))], np.int64)
         self.factors = np.array([step_factor(bits) for bits in self._rates])
+        self.slope = self.wanted = 1.0
         own = [kinds[x.type].bits for x in layout.layers]
         self.bits = np.where([kinds[x.type].raw for x in layout.layers], np.nan, own)
         self.saved = np.ones(len(layout.layers))
@@ -140,17 +135,15 @@ class Adaptation:
             options.follow(self._layout, buffers, anew=not precedes_allocation(exchange - 1))
 
     def observe(
-        self, buffers: list[ExchangeBuffer], symbols: np.ndarray, coded: np.ndarray, exchange: int
+        self, buffers: list[ExchangeBuffer], symbols: np.ndarray, exchange: int
     ) -> tuple[Arrays, Arrays]:
         """What this rank contributes to an update: integer counts, and amounts.
 
         Args:
             symbols: counts of coded symbols, int64 [stages, types, 256].
-            coded: payload bits and the coordinates they stand for, int64 [stages, 2].
         """
         counts = {
             "symbols": symbols,
-            "coded": coded,
             "seen": self.look(buffers),
             "slopes": self.slopes(buffers),
         }
@@ -202,12 +195,16 @@ class Adaptation:
                 weight[group] += numel
         return (1024 * np.stack([gained, now, weight], axis=1)).astype(np.int64)
 
-    def update(self, counts: Arrays, amounts: Arrays) -> None:
-        """Takes the sums of all ranks and sets everything anew."""
+    def update(self, counts: Arrays, amounts: Arrays, told: np.ndarray) -> None:
+        """Takes the sums of all ranks and sets everything anew.
+
+        Args:
+            told: what all ranks know of this exchange's payloads, :attr:`Step.told`.
+        """
         symbols = counts["symbols"]
         if "rates" in amounts:
             self._allocate(amounts)
-        self._steer(symbols, counts["coded"], counts["slopes"])
+        self._weigh_rates(symbols, told, counts["slopes"])
         count, zeros, rounding = counts["seen"].T
         known = self._free & (count > 0)
         dither = (rounding / 2**20 > count / 12) & (zeros < ZERO_SHARE * count)
@@ -254,40 +251,82 @@ class Adaptation:
                     bits[type] = self.bits[layer]
         return bits
 
-    def _steer(self, symbols: np.ndarray, coded: np.ndarray, slopes: np.ndarray) -> None:
-        """Moves the factors so that the mean rate becomes what was asked for.
+    def follow_rate(self, told: np.ndarray, age: int) -> None:
+        """Moves all factors after an exchange so that the mean rate becomes what was asked for.
 
-        Symbols tell the rates apart, payloads say what they come to: headers and tables add to the
+        Every rank does so, with the same result. Where some layers have levels, whose rate comes as
+        it comes, payloads do not tell what the others took: then only updates move factors.
+
+        Args:
+            told: what all ranks know of this exchange's payloads, :attr:`Step.told`.
+            age: exchanges since adaptation began.
+        """
+        rates = rate.rates_to_steer_by(told)
+        if rates and self._rates and not self._layout.slots:
+            error = sum(rates) / len(rates) - self.wanted
+            moved = self.factors * rate.correction(error, self.slope, age)
+            self.factors = np.clip(moved, *rate.FACTORS)
+
+    def _weigh_rates(self, symbols: np.ndarray, told: np.ndarray, slopes: np.ndarray) -> None:
+        """Moves the factors against each other, so that each group's rate becomes what was asked.
+
+        Symbols tell the groups apart, payloads say what they come to: headers and tables add to the
         entropy, and tables of a payload's own can go below what is pooled over ranks and layers.
         """
+        stages = [s for s in range(self._stages) if told[s, rate.LIVE]]
         quantized = [i for i, t in enumerate(self._layout.types) if not t.raw]
-        pooled = [mean_entropy(stage[quantized]) for stage in symbols[: self._stages]]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            paid = np.clip(coded[: self._stages, 0] / coded[: self._stages, 1] / pooled, *PAID)
-        numel = np.array([x.numel for x in self._layout.layers], np.float64)
-        for group, bits in enumerate(self._rates):
+        pooled = [rate.mean_entropy(symbols[s, quantized]) for s in stages]
+        paid = [
+            bits / entropy if entropy else 1.0
+            for bits, entropy in zip(rate.rates_to_steer_by(told), pooled, strict=True)
+        ]
+        numel, wanted = self._groups()
+        gained, sampled, weight = slopes.T
+        answers = np.divide(gained, weight, out=np.ones(len(numel)), where=weight > 0)
+        answers = np.clip(answers, *rate.SLOPES)
+        if weight.any():  # layers that are all zero take nothing, and count for nothing
+            self.slope = float(np.average(answers, weights=weight))
+            self.wanted = float(np.average(wanted, weights=weight))
+        changes = np.full(len(numel), np.nan)
+        for group in range(len(numel)):
             types = np.flatnonzero(self._rate_of_type == group)
-            members = np.isin(self._type_of_layer, types)
-            gained, sampled, weight = slopes[group]
-            if self._layout.pooled and weight:
+            if self._layout.pooled and weight[group]:
                 # One table for all types does not tell their rates apart: samples do, and payloads
                 # say what they come to where all of them are of one stream.
-                rates = [sampled / weight]
-                if not self._layout.slots and slopes[:, 1].any():
-                    share = rates[0] * slopes[:, 2].sum() / slopes[:, 1].sum()
-                    rates = [share * paid[s] * pooled[s] for s in range(self._stages)]
+                rates = [sampled[group] / weight[group]]
+                if not self._layout.slots and sampled.any():
+                    share = rates[0] * weight.sum() / sampled.sum()
+                    rates = [share * p * entropy for p, entropy in zip(paid, pooled, strict=True)]
             else:
-                rates = [paid[s] * mean_entropy(symbols[s, types]) for s in range(self._stages)]
-            if np.isfinite(rates).all() and numel[members].any():
+                rates = [
+                    p * rate.mean_entropy(symbols[s, types])
+                    for s, p in zip(stages, paid, strict=True)
+                ]
+            if rates and numel[group]:
+                error = (np.mean(rates) - wanted[group]) / answers[group]
+                changes[group] = np.clip(error, -rate.MAX_CHANGE, rate.MAX_CHANGE)
+        if not self._layout.slots:  # what they have in common follows the payloads' lengths
+            changes = rate.apart(changes, numel * answers)
+        self.factors = self.factors * np.exp2(np.nan_to_num(changes))
+
+    def _groups(self) -> tuple[np.ndarray, np.ndarray]:
+        """Coordinates and wanted bits of each group of types, float64 [groups] each."""
+        numel = np.array([x.numel for x in self._layout.layers], np.float64)
+        of_layer = self._rate_of_type[self._type_of_layer]
+        sizes, wanted = np.zeros(len(self._rates)), np.array(self._rates, np.float64)
+        for group in range(len(self._rates)):
+            members = of_layer == group
+            sizes[group] = numel[members].sum()
+            if sizes[group]:
                 # Allocation keeps the error of the own rates, not the rate.
-                wanted = bits * np.average(self.saved[members], weights=numel[members])
-                slope = np.clip(gained / weight if weight else 1.0, *SLOPES)
-                change = float(np.clip((np.mean(rates) - wanted) / slope, -MAX_CHANGE, MAX_CHANGE))
-                self.factors[group] *= 2.0**change
+                wanted[group] *= np.average(self.saved[members], weights=numel[members])
+        return sizes, wanted
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "factors": self.factors.tolist(),
+            "slope": self.slope,
+            "wanted": self.wanted,
             "bits": [None if np.isnan(b) else b for b in self.bits.tolist()],
             "saved": self.saved.tolist(),
             "levels": [sequence.tolist() for sequence in self.levels],
@@ -306,6 +345,7 @@ class Adaptation:
                 f"{len(self.reconstruction)} and {len(self.factors)}"
             )
         self.factors = np.array(state["factors"])
+        self.slope, self.wanted = float(state["slope"]), float(state["wanted"])
         self.bits = np.array([np.nan if b is None else b for b in state["bits"]])
         self.saved = np.array(state["saved"])
         self.levels = [np.array(sequence, np.float32) for sequence in state["levels"]]
@@ -314,14 +354,3 @@ class Adaptation:
             None if tables is None else Book.from_bytes(bytes.fromhex(tables))
             for tables in state["books"]
         ]
-
-
-def mean_entropy(histogram: np.ndarray) -> float:
-    """Mean bits per symbol of counts [n, 256], each row with a table of its own; nan for no counts.
-
-    An escape (column 0) is followed by a byte, but for rare ones far out.
-    """
-    count = histogram.sum()
-    if not count:
-        return float("nan")
-    return float((entropy_bits(histogram) + 8 * histogram[:, 0].sum()) / count)

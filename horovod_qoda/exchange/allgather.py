@@ -32,6 +32,8 @@ def allgather(step: Step, buffer: ExchangeBuffer) -> Steps:
     headers = step.decode_sum(
         parts, range(count), rows, buffer.mean, stage=0, buffer=index, chunk=0, scale=1 / count
     )
+    for part in parts:
+        step.hear(part, rows, 0)
     step.received_aux = headers[0].aux
     step.sums[index, 0] = (
         sum(h.sum_sq for h in headers) / count**2,

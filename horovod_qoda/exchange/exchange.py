@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from horovod_qoda.exchange.adaptation import STAGES, Adaptation, is_update, mean_entropy
+from horovod_qoda.exchange.adaptation import Adaptation, is_update
 from horovod_qoda.exchange.handshake import agree, gather_objects, object_of_root, roll_call
 from horovod_qoda.exchange.observations import sum_over_ranks
+from horovod_qoda.exchange.rate import mean_entropy, mean_rate
 from horovod_qoda.exchange.records import ExchangeRecord
 from horovod_qoda.exchange.routes import Routes
 from horovod_qoda.exchange.step import Outgoing, Step
@@ -179,11 +180,12 @@ class Exchange:
             self.routes.power_sgd.follow(self._buffers, age)
         if step.histogram is not None:
             self._update(step)
+        if step.topology != "raw":
+            self.adaptation.follow_rate(step.told, age)
         if self.routes.trial is not None:
             self.routes.trial.note(age, self.transport, self.name)
         tally.exchange_s = self._worker.collective_s - tally.exchange_s
         tally.wire_bytes = self.routes.sent_bytes - tally.wire_bytes
-        rates = [bits / count for bits, count in tally.coded.values() if count]
         record = ExchangeRecord(
             exchange=step.number,
             topology=step.topology,
@@ -191,7 +193,7 @@ class Exchange:
             raw_bytes=self._raw_bytes,
             payload_bytes=tally.payload_bytes,
             wire_bytes=tally.wire_bytes,
-            coded_bits=float(np.mean(rates)) if rates else float("nan"),
+            coded_bits=mean_rate(step.told),
             entropy_bits=tally.entropy_bits,
             encode_s=tally.encode_s,
             decode_s=tally.decode_s,
@@ -327,15 +329,12 @@ class Exchange:
     def _update(self, step: Step) -> None:
         assert step.histogram is not None
         since = self._age(step.number)
-        coded = [step.tally.coded.get(stage, (0, 0)) for stage in range(STAGES)]
-        counts, amounts = self.adaptation.observe(
-            self.routes.coded, step.histogram, np.array(coded, np.int64), since
-        )
+        counts, amounts = self.adaptation.observe(self.routes.coded, step.histogram, since)
         amounts |= self.routes.power_sgd.observe(since)
         name = self.name + ".update"
         counts, amounts = sum_over_ranks(self.transport, name, counts, amounts)
         if self.transport.rank == 0:
-            self.adaptation.update(counts, amounts)
+            self.adaptation.update(counts, amounts, step.told)
             self.routes.power_sgd.allocate(amounts)
         state = [self.adaptation.state_dict(), self.routes.power_sgd.state_dict()]
         state = object_of_root(self.transport, self.name + ".update.state", state)
@@ -343,7 +342,7 @@ class Exchange:
             self.adaptation.load_state_dict(state[0])
             self.routes.power_sgd.load_state_dict(state[1])
         self._outgoing.refit()
-        rates = [mean_entropy(stage) for stage in step.histogram if stage.any()]
+        rates = [mean_entropy(stage) for stage in counts["symbols"] if stage.any()]
         step.tally.entropy_bits = float(np.mean(rates)) if rates else float("nan")
 
 

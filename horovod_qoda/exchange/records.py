@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class ExchangeRecord:
     wire_bytes: int
     """Sizes of the tensors handed to Horovod, padding included."""
     coded_bits: float
-    """Payload bits of this rank per quantised coordinate, without raw layers; mean over stages."""
+    """Payload bits of all ranks per quantised coordinate, without raw layers; mean over stages.
+    Ranks own different layers in scatter-reduce, and a rank's own payloads do not tell the mean."""
     entropy_bits: float
     """Empirical entropy of the same symbols; nan in exchanges that took no histogram."""
     encode_s: float
@@ -40,8 +41,6 @@ class Tally:
     """Running sums of one exchange, written by the worker and read when it has ended."""
 
     payload_bytes: int = 0
-    coded: dict[int, tuple[int, int]] = field(default_factory=dict)
-    """By stage: payload bits without raw layers, and quantised coordinates."""
     wire_bytes: int = 0
     entropy_bits: float = float("nan")
     encode_s: float = 0.0

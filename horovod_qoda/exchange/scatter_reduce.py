@@ -13,7 +13,7 @@ from horovod_qoda import coding
 from horovod_qoda.coding import Header, PayloadError, copy_stats, sum_sq_diff
 from horovod_qoda.exchange.allgather import seal_own
 from horovod_qoda.exchange.buffer import ExchangeBuffer
-from horovod_qoda.exchange.step import Step, split_frames
+from horovod_qoda.exchange.step import Step, split_frames, sum_of_frames
 from horovod_qoda.exchange.worker import Steps
 from horovod_qoda.layout import Chunk
 
@@ -59,6 +59,7 @@ def scatter_reduce(step: Step, buffer: ExchangeBuffer) -> Steps:
     if len(parts) != len(in_order):
         raise PayloadError(f"{len(parts)} owners sent a chunk, {len(in_order)} should have")
     for chunk, part in zip(in_order, parts, strict=True):
+        step.hear(part, rows[chunk.index], 1)
         (header,) = step.decode_sum(
             [part],
             [chunk.owner],
@@ -88,7 +89,8 @@ def _reduce(
     )
     second = _second_rows(step, chunk, rows, total, [step.steps(part) for part in parts])
     decoded = buffer.scratch("error", len(total)) if step.wants_sums else None
-    blob = step.encode(total, second, 1, index, chunk, decoded)
+    before = sum_of_frames(parts)
+    blob = step.encode(total, second, 1, index, chunk, decoded, before)
     if decoded is not None:
         _seal_second(step, buffer, blob, total, decoded, headers)
     return blob

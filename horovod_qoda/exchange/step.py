@@ -11,16 +11,24 @@ import numpy as np
 
 from horovod_qoda import coding
 from horovod_qoda.coding import Header, PayloadError
-from horovod_qoda.exchange.adaptation import Adaptation
+from horovod_qoda.coding.payload import ONE_STREAM, RAW
+from horovod_qoda.exchange.adaptation import STAGES, Adaptation
 from horovod_qoda.exchange.handshake import CALL, NOT_EVERYWHERE
+from horovod_qoda.exchange.rate import header_bits
 from horovod_qoda.exchange.records import Tally
 from horovod_qoda.layout import Chunk, Layout
 from horovod_qoda.ranges import ranged
 from horovod_qoda.transport import Transport
 from horovod_qoda.waiting import EQUAL_BATCHES
 
-_FRAME = struct.Struct("<Q")
-"""Every payload travels behind its padded length, so that receivers find the next one."""
+_FRAME = struct.Struct("<5Q")
+"""Every payload travels behind its padded length, so that receivers find the next one; its bits
+without raw layers, and the coordinates in layers that are not all zero; and the same of the
+payloads whose mean it is. So all ranks know what all payloads took, those too that only an owner
+has seen."""
+
+_CALL_AT = 8
+"""Where a handshake has its call: behind the length."""
 
 SLACK = 1.02
 """Room over the longest payload seen: a tensor whose length changes makes Horovod renegotiate."""
@@ -80,6 +88,8 @@ class Step:
     histogram: np.ndarray | None = None
     """Symbol counts, shape (stages, types, 256), int64; None where this exchange takes none."""
     tally: Tally = field(default_factory=Tally)
+    told: np.ndarray = field(default_factory=lambda: np.zeros((STAGES, 4), np.int64))
+    """What all ranks know of all payloads, in the columns of :mod:`rate`; the same everywhere."""
     sums: dict[tuple[int, int], tuple[float, float]] = field(default_factory=dict)
     """QODA's two sums over nodes, by (buffer, chunk)."""
     received_aux: float | None = None
@@ -108,10 +118,13 @@ class Step:
         buffer: int,
         chunk: Chunk,
         decoded: np.ndarray | None = None,
+        before: tuple[int, int] = (0, 0),
     ) -> np.ndarray:
         """Codes one chunk into a framed, padded array of bytes ready to travel.
 
-        Where ``decoded`` is passed it receives what the receivers will decode.
+        Args:
+            decoded: receives what the receivers will decode.
+            before: of the payloads whose mean ``values`` are, what their frames say, in sum.
 
         The array is overwritten by the next exchange.
         """
@@ -131,13 +144,13 @@ class Step:
         )
         framed = _FRAME.size + length
         capacity = self.outgoing.fit(key, framed)
-        _FRAME.pack_into(out.data, 0, capacity)
+        finite, raw = rows["nonfinite"] == 0, rows["quantizer"] == RAW
+        live = finite & ~raw & ((rows["quantizer"] != ONE_STREAM) | (rows["step"] != 0))
+        bits = 8 * length - 32 * int(rows["numel"][raw & finite].sum())
+        count = int(rows["numel"][live].sum())
+        _FRAME.pack_into(out.data, 0, capacity, bits, count, *before)
         out[framed:capacity] = 0
-        raw = rows["quantizer"] == 0
         self.tally.payload_bytes += length
-        bits, count = self.tally.coded.get(stage, (0, 0))
-        bits += 8 * length - 32 * int(rows["numel"][raw].sum())
-        self.tally.coded[stage] = (bits, count + int(rows["numel"][~raw].sum()))
         self.tally.encode_s += time.perf_counter() - begin
         return out[:capacity]
 
@@ -180,6 +193,16 @@ class Step:
         self.tally.decode_s += time.perf_counter() - begin
         return headers
 
+    def hear(self, blob: np.ndarray, rows: np.ndarray, stage: int) -> None:
+        """Counts a payload that all ranks receive, and those whose mean it is."""
+        _, bits, live, bits_before, live_before = _FRAME.unpack_from(blob.data)
+        count = int(rows["numel"][rows["quantizer"] != RAW].sum())
+        headers = header_bits(rows)
+        self.told[stage] += bits, count, live, headers
+        if stage:
+            ranks = self.transport.size
+            self.told[stage - 1] += bits_before, ranks * count, live_before, ranks * headers
+
     def seal(self, blob: np.ndarray, sum_sq: float, sum_sq_diff: float, aux: float) -> None:
         """Writes the three scalars into a payload of this rank."""
         coding.seal(blob[_FRAME.size :], sum_sq, sum_sq_diff, aux)
@@ -187,6 +210,12 @@ class Step:
     def steps(self, blob: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Step and kind (``coding.KIND_…``) of each segment of a payload."""
         return coding.steps(blob[_FRAME.size :])
+
+
+def sum_of_frames(blobs: list[np.ndarray]) -> tuple[int, int]:
+    """Bits and live coordinates of several payloads."""
+    told = [_FRAME.unpack_from(blob.data) for blob in blobs]
+    return sum(x[1] for x in told), sum(x[2] for x in told)
 
 
 def split_frames(received: np.ndarray) -> Iterator[np.ndarray]:
@@ -199,7 +228,7 @@ def split_frames(received: np.ndarray) -> Iterator[np.ndarray]:
     while start < len(received):
         if len(received) - start < _FRAME.size:
             raise PayloadError(f"{len(received) - start} bytes left over, too few for a payload")
-        (capacity,) = _FRAME.unpack_from(received.data, start)
+        capacity = _FRAME.unpack_from(received.data, start)[0]
         if not capacity:
             raise PayloadError(
                 f"a rank has called hvd.join(), for which Horovod sends zeros. {EQUAL_BATCHES}"
@@ -207,7 +236,7 @@ def split_frames(received: np.ndarray) -> Iterator[np.ndarray]:
         if not _FRAME.size < capacity <= len(received) - start:
             raise PayloadError(f"a payload claims {capacity} bytes of {len(received) - start}")
         frame = received[start : start + capacity]
-        if frame[_FRAME.size : _FRAME.size + len(CALL)].tobytes() == CALL:
+        if frame[_CALL_AT : _CALL_AT + len(CALL)].tobytes() == CALL:
             raise PayloadError(NOT_EVERYWHERE)
         yield frame
         start += capacity

@@ -21,9 +21,9 @@ from horovod_qoda.exchange.worker import Steps
 from horovod_qoda.layout import Buffer, Layout, chunk_bounds
 from horovod_qoda.transport import Hosts
 
-_HEAD = 16
-"""Floats in front of a gathered shard: three float64 (two sums, the scalar of rank 0), and padding
-that keeps the shard aligned."""
+_HEAD = 32
+"""Floats in front of a gathered shard: three float64 (two sums, the scalar of rank 0), eight int64
+(:attr:`Step.told`), and padding that keeps the shard aligned."""
 
 
 def shard(layout: Layout, plan: Buffer, parts: int, index: int) -> Buffer:
@@ -71,12 +71,14 @@ def two_level(
             own.values += part
         own.values *= np.float32(1 / ranks)
         own.measure(step.threads)
-        across = replace(step, transport=hosts.across, sums={})
+        told = np.zeros_like(step.told)
+        across = replace(step, transport=hosts.across, sums={}, told=told)
         yield from inner(across, own)
         sums = across.sums.values()
         wire[_HEAD:] = own.mean
         head = [sum(a for a, _ in sums), sum(b for _, b in sums), across.received_aux or 0.0]
         wire[:6].view(np.float64)[:] = head
+        wire[6:22].view(np.int64)[:] = told.ravel()
 
     gathered = yield hosts.inside.allgather(step.name(index, 1) + ".host", wire)
     at = 0
@@ -86,6 +88,7 @@ def two_level(
             step.sums[index, place] = (sum_sq, sum_sq_diff)
             if place == 0:
                 step.received_aux = aux
+        step.told += gathered[at + 6 : at + 22].view(np.int64).reshape(step.told.shape)
         at += _HEAD
         whole.mean[start:stop] = gathered[at : at + stop - start]
         at += stop - start

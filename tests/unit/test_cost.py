@@ -36,7 +36,7 @@ def test_predicted_payloads_are_as_long_as_real_ones(bits, coordinates, layers):
     rows["step"] = step_size(step_factor(bits), copy_stats(values)[0], coordinates)
     out = np.empty(max_payload_bytes(rows), np.uint8)
     length = encode(values, rows, Header(1, 0, 0, 0, 0, 0), out)
-    framed = Outgoing().fit((0, 0, 0), 8 + length)
+    framed = Outgoing().fit((0, 0, 0), cost.FRAME + length)
     assert cost.payload_bytes(coordinates, layers, 1, bits) == pytest.approx(
         framed, rel=0.01, abs=64
     )

@@ -1,0 +1,155 @@
+"""The law by which steps follow the bits that payloads take."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+
+from horovod_qoda.coding import SEGMENT
+from horovod_qoda.exchange import Exchange, rate
+from horovod_qoda.layout import build
+from horovod_qoda.settings import Settings
+from horovod_qoda.transport import local_transports
+from tests.threads import in_threads
+
+
+def follow(natural, slope, believed, wanted=3.0):
+    """Rates and log2 factors of a model with these rates at factor 1, one an exchange."""
+    factor, rates, logs = 1.0, [], []
+    for age, bits in enumerate(natural):
+        rates.append(bits - slope * math.log2(factor))
+        logs.append(math.log2(factor))
+        factor *= rate.correction(rates[-1] - wanted, believed, age)
+    return np.array(rates), np.array([*logs, math.log2(factor)])
+
+
+def test_the_mean_error_is_what_the_factor_moved_over_the_exchanges():
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    rng = np.random.default_rng(seed)
+    n = np.arange(1000)
+    for slope, believed in ((1.0, 1.0), (0.3, 0.3), (1.0, 0.6), (0.5, 1.0)):
+        natural = 3.4 - 1.2 * n / 1000 + 0.2 * np.sin(n / 40) + 0.06 * rng.standard_normal(1000)
+        rates, logs = follow(natural, slope, believed)
+        predicted = rate.HORIZON * believed * (logs[-1] - logs[200]) / 800
+        assert rates[200:].mean() - 3 == pytest.approx(predicted, abs=1e-3)
+        assert abs(rates[200:].mean() - 3) < 0.02 * 3
+        # What single exchanges scatter by is not amplified.
+        assert np.std(rates[200:] - natural[200:]) < 1.3 * np.std(natural[200:])
+
+
+def test_the_first_error_is_corrected_at_once():
+    rates, _ = follow(np.full(3, 3.5), slope=1.0, believed=1.0)
+    assert rates[1] == pytest.approx(3.0, abs=0.01)
+
+
+def test_one_odd_exchange_moves_nothing_far():
+    for odd in (0.0, 32.0):
+        natural = np.full(600, 3.0)
+        natural[300] = odd
+        rates, _ = follow(natural, 1.0, 1.0)
+        assert abs(rates[301:] - 3).max() <= 1.01 * rate.MAX_CHANGE / rate.HORIZON
+        assert abs(rates[420:] - 3).max() < 1e-3
+
+
+def test_what_groups_have_in_common_is_left_to_the_payloads():
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    rng = np.random.default_rng(seed)
+    for _ in range(100):
+        changes, weights = rng.standard_normal(4), rng.random(4) + 0.1
+        found = rate.apart(changes, weights)
+        assert found @ weights == pytest.approx(0, abs=1e-12)
+        assert np.diff(found) == pytest.approx(np.diff(changes), abs=1e-12)
+    assert rate.apart(np.array([0.7]), np.ones(1)).tolist() == [0.0]
+    assert rate.apart(np.array([0.5, np.nan, -0.5]), np.ones(3)).tolist() == [0.5, 0.0, -0.5]
+
+
+def test_mean_rate_is_of_stages_that_coded():
+    told = np.array([[300, 100, 50, 0], [500, 100, 100, 0]])
+    assert rate.mean_rate(told) == 4.0
+    assert rate.rates_to_steer_by(told) == [6.0, 5.0]
+    told[1] = 0
+    assert rate.mean_rate(told) == 3.0
+    assert rate.rates_to_steer_by(told) == [6.0]
+    told[0] = [100, 1000, 0, 100]
+    assert rate.mean_rate(told) == 0.1
+    assert rate.rates_to_steer_by(told) == []
+    assert math.isnan(rate.mean_rate(0 * told))
+
+
+def test_headers_of_a_tiny_model_are_allowed_on_top():
+    rows = np.zeros(1, SEGMENT)
+    rows["numel"] = 1024
+    headers, entropy = rate.header_bits(rows), 3 * 1024
+    assert headers == 8 * 196
+    (left,) = rate.rates_to_steer_by(np.array([[entropy + headers, 1024, 1024, headers]]))
+    assert left == pytest.approx(1.1 * 3, rel=0.06)
+    large = [3 * 2**20, 2**20, 2**20, headers]
+    assert rate.rates_to_steer_by(np.array([large])) == [3.0]
+
+
+SHAPES = [("a", (96, 512)), ("b", (64, 512)), ("frozen", (64, 64)), ("bias", (100,))]
+
+
+def drifting(rank, number, until):
+    """Gradients whose tails grow, one that is always zero, and a raw one that is once NaN."""
+    rng = np.random.default_rng([rank, number])
+    spread = 0.5 * number / until
+    grads = [
+        np.exp(spread * rng.standard_normal(shape)) * rng.standard_normal(shape)
+        for _, shape in SHAPES
+    ]
+    grads[2] *= 0
+    if number == 7:
+        grads[3][0] = np.nan
+    return [g.astype(np.float32) for g in grads]
+
+
+@pytest.mark.parametrize("topology", ["allgather", "scatter_reduce"])
+def test_every_rank_hears_what_all_payloads_took(topology):
+    import torch
+
+    settings = Settings(bits=3, topology=topology, rules={"b": {"bits": 4}}, fusion_mb=0.25)
+
+    def rank(transport):
+        layout = build([(n, s, "torch.float32") for n, s in SHAPES], settings)
+        exchange = Exchange(layout, settings, transport, 0)
+        told, records = [], []
+        steer = exchange.adaptation.follow_rate
+
+        def follow_rate(bits, age):
+            told.append(bits.copy())
+            steer(bits, age)
+
+        exchange.adaptation.follow_rate = follow_rate
+        exchange.agree()
+        try:
+            for number in range(120):
+                grads = drifting(transport.rank, number, 120)
+                for layer, g in enumerate(grads):
+                    exchange.put(layer, torch.from_numpy(g))
+                for layer in range(len(SHAPES)):
+                    exchange.mean(layer)
+                records.append(exchange.finish()[0])
+        finally:
+            exchange.close()
+        return told, records
+
+    results = in_threads(local_transports(3), rank)
+    stages = 2 if topology == "scatter_reduce" else 1
+    for number in range(120):
+        told = results[0][0][number]
+        assert all((r[0][number] == told).all() for r in results)
+        # What all ranks sent, but for the raw layer, which is a flag where it has a NaN.
+        raw = 0 if number == 7 else 32 * 100 * (3 if stages == 1 else 4)
+        sent = 8 * sum(r[1][number].payload_bytes for r in results)
+        assert told[:, rate.BITS].sum() == sent - raw
+        for stage, payloads in zip(range(stages), (3, 1), strict=False):
+            # The layer of zeros takes nothing.
+            assert told[stage, rate.LIVE] == (96 + 64) * 512 * payloads
+            assert told[stage, rate.COORDINATES] == ((96 + 64) * 512 + 64 * 64) * payloads
+    wanted = (3 * 96 + 4 * 64) / (96 + 64)
+    mean = np.mean([rate.rates_to_steer_by(x) for x in results[0][0][50:]])
+    assert mean == pytest.approx(wanted, rel=0.02)
