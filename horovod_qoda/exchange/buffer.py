@@ -27,8 +27,8 @@ class ExchangeBuffer:
     def __init__(self, layout: Layout, plan: Buffer, parts: int) -> None:
         self.plan = plan
         self.chunks = layout.chunks(plan, parts)
-        self.values = np.zeros(plan.size, np.float32)
-        self.mean = np.zeros(plan.size, np.float32)
+        self.values = _zeros(plan.size)
+        self.mean = _zeros(plan.size)
         self.previous: np.ndarray | None = None
         self.previous_error: np.ndarray | None = None
         self.followed: np.ndarray | None = None
@@ -80,7 +80,7 @@ class ExchangeBuffer:
         Fresh memory would be cleared by the kernel page by page, which costs as much as coding.
         """
         if len(self._scratch.get(purpose, ())) != size:
-            self._scratch[purpose] = np.zeros(size, np.float32)
+            self._scratch[purpose] = _zeros(size)
         return self._scratch[purpose]
 
     def remember(self, own: np.ndarray) -> None:
@@ -111,6 +111,14 @@ class ExchangeBuffer:
         rows["reconstruction"] = reconstruction[chunk.layers]
         rows["nonfinite"] = ~self.finite[place]
         return rows
+
+
+def _zeros(size: int) -> np.ndarray:
+    """Float32 zeros at a multiple of 64 bytes, where NumPy's are at 16: vectors that straddle cache
+    lines cost the codec 2 to 9 %."""
+    memory = np.zeros(size + 16, np.float32)
+    start = -memory.ctypes.data % 64 // 4
+    return memory[start : start + size]
 
 
 def _copy(gradient: Any, part: np.ndarray, threads: int) -> tuple[float, bool]:
