@@ -24,7 +24,7 @@ def scatter_reduce(step: Step, buffer: ExchangeBuffer) -> Steps:
     1. Every rank codes each chunk of its own gradients and sends it to the chunk's owner.
     2. The owner decodes and sums in rank order, and divides by K.
     3. It codes the mean of its chunk with fresh randomness; all ranks gather and decode the chunks,
-       the owner its own too, so the mean is the same bits everywhere.
+       and the owner keeps what its own decodes to, so the mean is the same bits everywhere.
     """
     if not buffer.chunks:
         return
@@ -32,19 +32,19 @@ def scatter_reduce(step: Step, buffer: ExchangeBuffer) -> Steps:
     steps, choices = step.adaptation.steps(buffer), step.adaptation.reconstruction
     rows = {c.index: buffer.segments(c, steps, choices) for c in buffer.chunks}
     own = buffer.scratch("own", len(buffer.values)) if step.wants_sums else None
-    blobs = {}
-    for c in buffer.chunks:
+    in_order = sorted(buffer.chunks, key=lambda c: c.owner)
+    data = step.outgoing.space((0, index), [rows[c.index] for c in in_order])
+    splits = np.zeros(step.transport.size, np.int32)
+    blobs, end = {}, 0
+    for c in in_order:
         here = slice(c.start, c.stop)
         decoded = None if own is None else own[here]
-        blobs[c.index] = step.encode(buffer.values[here], rows[c.index], 0, index, c, decoded)
+        blob = step.encode(buffer.values[here], rows[c.index], 0, index, c, decoded, out=data[end:])
+        blobs[c.index], splits[c.owner] = blob, len(blob)
+        end += len(blob)
     if own is not None:
         seal_own(step, buffer, blobs, own)
-    splits = np.zeros(step.transport.size, np.int32)
-    in_order = sorted(buffer.chunks, key=lambda c: c.owner)
-    for chunk in in_order:
-        splits[chunk.owner] = len(blobs[chunk.index])
-    data = np.concatenate([blobs[c.index] for c in in_order])
-    received, _ = yield step.transport.alltoall(step.name(index, 0), data, splits)
+    received, _ = yield step.transport.alltoall(step.name(index, 0), data[:end], splits)
 
     mine = [c for c in buffer.chunks if c.owner == step.transport.rank]
     outgoing = np.zeros(0, np.uint8)
@@ -60,15 +60,18 @@ def scatter_reduce(step: Step, buffer: ExchangeBuffer) -> Steps:
         raise PayloadError(f"{len(parts)} owners sent a chunk, {len(in_order)} should have")
     for chunk, part in zip(in_order, parts, strict=True):
         step.hear(part, rows[chunk.index], 1)
-        (header,) = step.decode_sum(
-            [part],
-            [chunk.owner],
-            rows[chunk.index],
-            buffer.mean[chunk.start : chunk.stop],
-            stage=1,
-            buffer=index,
-            chunk=chunk.index,
-        )
+        if chunk.owner == step.transport.rank:  # what encoding left is what decoding gives
+            header = step.peek(part)
+        else:
+            (header,) = step.decode_sum(
+                [part],
+                [chunk.owner],
+                rows[chunk.index],
+                buffer.mean[chunk.start : chunk.stop],
+                stage=1,
+                buffer=index,
+                chunk=chunk.index,
+            )
         step.received_aux = header.aux
         step.sums[index, chunk.index] = (header.sum_sq, header.sum_sq_diff)
 
@@ -76,7 +79,7 @@ def scatter_reduce(step: Step, buffer: ExchangeBuffer) -> Steps:
 def _reduce(
     step: Step, buffer: ExchangeBuffer, chunk: Chunk, rows: np.ndarray, received: np.ndarray
 ) -> np.ndarray:
-    """Steps 2 and 3 at the owner: sum, mean, and the payload of the mean."""
+    """Steps 2 and 3 at the owner: sum, mean, the payload of the mean, and what it decodes to."""
     count, index = step.transport.size, buffer.plan.index
     total = buffer.scratch("total", chunk.stop - chunk.start)
     parts = list(split_frames(received))
@@ -88,10 +91,15 @@ def _reduce(
         parts, range(count), rows, total, stage=0, buffer=index, chunk=chunk.index, scale=1 / count
     )
     second = _second_rows(step, chunk, rows, total, [step.steps(part) for part in parts])
-    decoded = buffer.scratch("error", len(total)) if step.wants_sums else None
     before = sum_of_frames(parts)
-    blob = step.encode(total, second, 1, index, chunk, decoded, before)
-    if decoded is not None:
+    decoded = buffer.mean[chunk.start : chunk.stop]
+    try:
+        blob = step.encode(total, second, 1, index, chunk, decoded, before)
+    except ValueError:  # finite gradients, and a sum of them that is not
+        for i, row in enumerate(rows):
+            second["nonfinite"][i] = not copy_stats(_coordinates(total, row))[1]
+        blob = step.encode(total, second, 1, index, chunk, decoded, before)
+    if step.wants_sums:
         _seal_second(step, buffer, blob, total, decoded, headers)
     return blob
 
@@ -110,14 +118,22 @@ def _second_rows(
     second = rows.copy()
     squares = sum(steps.astype(np.float64) ** 2 for steps, _ in received)
     second["step"] = np.sqrt(squares) / step.transport.size
-    raw = np.any([kinds == coding.KIND_RAW for _, kinds in received], axis=0)
-    for i, row in enumerate(rows):
-        start, numel = int(row["offset"]), int(row["numel"])
-        sum_sq, finite = copy_stats(mean[start : start + numel])
+    kinds = np.array([kinds for _, kinds in received])
+    second["nonfinite"] = np.any(kinds == coding.KIND_NONFINITE, axis=0)
+    raw = np.any(kinds == coding.KIND_RAW, axis=0)
+    # The rest is looked at while it is encoded; what was seen until then must not be counted.
+    look = raw if step.histogram is None else np.ones(len(rows), bool)
+    for i in np.flatnonzero(look):
+        sum_sq, finite = copy_stats(_coordinates(mean, rows[i]))
         second["nonfinite"][i] = not finite
         if raw[i]:
+            numel = int(rows["numel"][i])
             second["step"][i] = step.adaptation.step(int(chunk.layers[i]), sum_sq, numel)
     return second
+
+
+def _coordinates(values: np.ndarray, row: np.void) -> np.ndarray:
+    return values[int(row["offset"]) : int(row["offset"] + row["numel"])]
 
 
 def _seal_second(
@@ -129,7 +145,7 @@ def _seal_second(
     headers: list[Header],
 ) -> None:
     """Passes the nodes' sums on, with the squared norms of the second stage's error added."""
-    error = np.subtract(decoded, mean, out=decoded)
+    error = np.subtract(decoded, mean, out=buffer.scratch("error", len(mean)))
     square, finite = copy_stats(error)
     if not finite:  # the sums say NaN by the nodes' own; the difference starts anew
         error[~np.isfinite(error)] = 0

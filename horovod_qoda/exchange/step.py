@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,19 +35,19 @@ SLACK = 1.02
 
 
 class Outgoing:
-    """Memory and padded lengths of what this rank sends, one for each (stage, buffer, chunk)."""
+    """What this rank sends: memory for each (stage, buffer), a padded length for each chunk."""
 
     def __init__(self) -> None:
         self._bytes: dict[tuple[int, int, int], int] = {}
         self._longest: dict[tuple[int, int, int], int] = {}
-        self._space: dict[tuple[int, int, int], np.ndarray] = {}
+        self._space: dict[tuple[int, int], np.ndarray] = {}
 
-    def space(self, key: tuple[int, int, int], length: int) -> np.ndarray:
-        """uint8 memory for a frame around a payload of up to ``length`` bytes, and its padding.
+    def space(self, key: tuple[int, int], chunks: Iterable[np.ndarray]) -> np.ndarray:
+        """uint8 memory for framed payloads of these chunks' segment rows, one behind the other.
 
         The same at every exchange: the kernel clears fresh pages at a quarter of the codec's cost.
         """
-        room = _padded(_FRAME.size + length)
+        room = sum(_padded(_FRAME.size + coding.max_payload_bytes(rows)) for rows in chunks)
         if len(self._space.get(key, ())) < room:
             self._space[key] = np.empty(room, np.uint8)
         return self._space[key]
@@ -119,6 +119,7 @@ class Step:
         chunk: Chunk,
         decoded: np.ndarray | None = None,
         before: tuple[int, int] = (0, 0),
+        out: np.ndarray | None = None,
     ) -> np.ndarray:
         """Codes one chunk into a framed, padded array of bytes ready to travel.
 
@@ -126,11 +127,13 @@ class Step:
             decoded: receives what the receivers will decode.
             before: of the payloads whose mean ``values`` are, what their frames say, in sum.
 
-        The array is overwritten by the next exchange.
+        The array is the beginning of ``out``, memory with room for any payload of these rows, or of
+        memory that the next exchange overwrites.
         """
         begin = time.perf_counter()
         key = (stage, buffer, chunk.index)
-        out = self.outgoing.space(key, coding.max_payload_bytes(rows))
+        if out is None:
+            out = self.outgoing.space((stage, buffer), [rows])
         length = coding.encode(
             values,
             rows,
@@ -206,6 +209,10 @@ class Step:
     def seal(self, blob: np.ndarray, sum_sq: float, sum_sq_diff: float, aux: float) -> None:
         """Writes the three scalars into a payload of this rank."""
         coding.seal(blob[_FRAME.size :], sum_sq, sum_sq_diff, aux)
+
+    def peek(self, blob: np.ndarray) -> Header:
+        """The header of an intact payload."""
+        return coding.peek(blob[_FRAME.size :])[0]
 
     def steps(self, blob: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Step and kind (``coding.KIND_…``) of each segment of a payload."""
