@@ -18,7 +18,7 @@ import math
 import numpy as np
 
 from horovod_qoda.coding import entropy_bits
-from horovod_qoda.cost import BLOCK, BLOCK_ROW, HEADER, SEGMENT, STATES
+from horovod_qoda.cost.exchange import BLOCK, BLOCK_ROW, HEADER, SEGMENT, STATES
 
 HORIZON = 20
 """Exchanges over which the rate is averaged. Rates of single minibatches scatter by 1 to 3 %, which

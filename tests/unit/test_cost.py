@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from horovod_qoda import cost, layout, monitor
 from horovod_qoda.coding import SEGMENT, Header, copy_stats, encode, max_payload_bytes
+from horovod_qoda.cost.exchange import FRAME
 from horovod_qoda.exchange.step import Outgoing
 from horovod_qoda.quantization import step_factor, step_size
 
@@ -36,7 +37,7 @@ def test_predicted_payloads_are_as_long_as_real_ones(bits, coordinates, layers):
     rows["step"] = step_size(step_factor(bits), copy_stats(values)[0], coordinates)
     out = np.empty(max_payload_bytes(rows), np.uint8)
     length = encode(values, rows, Header(1, 0, 0, 0, 0, 0), out)
-    framed = Outgoing().fit((0, 0, 0), cost.FRAME + length)
+    framed = Outgoing().fit((0, 0, 0), FRAME + length)
     assert cost.payload_bytes(coordinates, layers, 1, bits) == pytest.approx(
         framed, rel=0.01, abs=64
     )
