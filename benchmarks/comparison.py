@@ -33,6 +33,8 @@ CONFIGS: dict[str, tuple[str, ...]] = {
     ),
     "default (auto, 3 bits)": (),
     "auto, 3 bits, L-GreCo": ("--allocation", "lgreco"),
+    "auto, 1.5 bits": ("--bits", "1.5"),
+    "auto, 1 bit": ("--bits", "1"),
     "dithered, 3 bits": ("--quantizer", "dithered"),
     "PowerSGD, rank 8": ("--quantizer", "powersgd", "--low-rank", "8"),
     "PowerSGD, L-GreCo ranks": (
@@ -47,6 +49,9 @@ CONFIGS: dict[str, tuple[str, ...]] = {
 WGAN = ("fp32", "fp16", "global uniform", "default (auto, 3 bits)")
 
 PAIRS = (
+    ("auto, 1.5 bits", "global adaptive"),
+    ("auto, 1 bit", "global adaptive"),
+    ("auto, 1 bit", "global uniform"),
     ("layer-wise adaptive, L-GreCo", "global adaptive"),
     ("layer-wise adaptive, L-GreCo", "global uniform"),
     ("layer-wise adaptive, L-GreCo, relative", "global adaptive"),
