@@ -10,7 +10,7 @@ import hashlib
 
 import numpy as np
 
-from horovod_qoda.coding import copy_stats, decode, simd, sum_sq_diff
+from horovod_qoda.coding import change_stats, copy_stats, decode, simd, sum_sq_diff
 from tests.codec_cases import HEADER, INPUTS, LEVELS, QUANTIZERS, join, make_input, payload, segment
 
 SIZES = [1, 15, 16, 17, 31, 33, 127, 129, 1000, 2048, 5003]
@@ -45,6 +45,8 @@ def run(threads: int) -> str:
         digest.update(out.tobytes())
         sums = copy_stats(values, out, threads), sum_sq_diff(values, out[::-1].copy(), threads)
         digest.update(repr(sums).encode() + out.tobytes())
+        both = change_stats(values, out[::-1].copy(), threads)
+        assert both == (*sums[0], sums[1]), "one pass sums otherwise than two"
         values = values.copy()
         values[-1] = np.inf
         assert not copy_stats(values, None, threads)[1]

@@ -276,6 +276,11 @@ def sum_sq_diff(a: Floats, b: Floats, threads: int = 1) -> float:
     return _codec.sum_sq_diff(a, b, threads)
 
 
+def change_stats(now: Floats, before: Floats, threads: int = 1) -> tuple[float, bool, float]:
+    """`copy_stats` of ``now`` and `sum_sq_diff` of both, the same bits, in one pass over memory."""
+    return _codec.change_stats(now, before, threads)
+
+
 def symbols(
     values: Floats, segments: npt.NDArray[np.void], header: Header, codes: npt.NDArray[np.uint8]
 ) -> None:

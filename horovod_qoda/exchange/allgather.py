@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from horovod_qoda.coding import PayloadError, copy_stats, sum_sq_diff
+from horovod_qoda.coding import PayloadError, change_stats
 from horovod_qoda.exchange.buffer import ExchangeBuffer
 from horovod_qoda.exchange.step import Step, split_frames
 from horovod_qoda.exchange.worker import Steps
@@ -57,7 +57,6 @@ def seal_own(
         buffer.previous = np.zeros_like(own)
     for chunk in buffer.chunks:
         here = slice(chunk.start, chunk.stop)
-        total, _ = copy_stats(own[here])
-        change = sum_sq_diff(own[here], buffer.previous[here])
+        total, _, change = change_stats(own[here], buffer.previous[here])
         step.seal(blobs[chunk.index], total, change, step.aux)
     buffer.remember(own)

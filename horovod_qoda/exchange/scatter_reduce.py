@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from horovod_qoda import coding
-from horovod_qoda.coding import Header, PayloadError, copy_stats, sum_sq_diff
+from horovod_qoda.coding import Header, PayloadError, change_stats, copy_stats
 from horovod_qoda.exchange.allgather import seal_own
 from horovod_qoda.exchange.buffer import ExchangeBuffer
 from horovod_qoda.exchange.step import Step, split_frames, sum_of_frames
@@ -146,17 +146,17 @@ def _seal_second(
 ) -> None:
     """Passes the nodes' sums on, with the squared norms of the second stage's error added."""
     error = np.subtract(decoded, mean, out=buffer.scratch("error", len(mean)))
-    square, finite = copy_stats(error)
-    if not finite:  # the sums say NaN by the nodes' own; the difference starts anew
-        error[~np.isfinite(error)] = 0
-        square, _ = copy_stats(error)
     if buffer.previous_error is None:
         buffer.previous_error = np.zeros_like(error)
+    square, finite, change = change_stats(error, buffer.previous_error)
+    if not finite:  # the sums say NaN by the nodes' own; the difference starts anew
+        error[~np.isfinite(error)] = 0
+        square, _, change = change_stats(error, buffer.previous_error)
     count = step.transport.size
     step.seal(
         blob,
         sum(h.sum_sq for h in headers) / count**2 + square,
-        sum(h.sum_sq_diff for h in headers) / count**2 + sum_sq_diff(error, buffer.previous_error),
+        sum(h.sum_sq_diff for h in headers) / count**2 + change,
         headers[0].aux,
     )
     buffer.remember_error(error)

@@ -112,6 +112,18 @@ double py_sum_sq_diff(const Array<float>& a, const Array<float>& b, unsigned thr
   return sum_sq_diff(first, second, n, threads);
 }
 
+py::tuple py_change_stats(const Array<float>& now, const Array<float>& before, unsigned threads) {
+  if (now.size() != before.size()) throw std::invalid_argument("now and before differ in size");
+  const float *first = now.data(), *second = before.data();
+  const uint64_t n = static_cast<uint64_t>(now.size());
+  Change change;
+  {
+    const py::gil_scoped_release release;
+    change = change_stats(first, second, n, threads);
+  }
+  return py::make_tuple(change.now.value, change.now.finite, change.difference);
+}
+
 Array<uint16_t> py_normalize(const Array<uint64_t>& counts, bool exact) {
   if (counts.size() != 256) throw std::invalid_argument("counts must have 256 entries");
   Counts values;
@@ -162,6 +174,8 @@ PYBIND11_MODULE(_codec, m) {
         py::arg("dst").noconvert().none(true), py::arg("threads"));
   m.def("sum_sq_diff", &py_sum_sq_diff, py::arg("a").noconvert(), py::arg("b").noconvert(),
         py::arg("threads"));
+  m.def("change_stats", &py_change_stats, py::arg("now").noconvert(),
+        py::arg("before").noconvert(), py::arg("threads"));
   m.def("normalize", &py_normalize, py::arg("counts").noconvert(), py::arg("exact"));
   m.def("philox", &py_philox, py::arg("counter").noconvert(), py::arg("key").noconvert());
   bind_assembly(m);
