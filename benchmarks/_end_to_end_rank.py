@@ -22,6 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import _workloads  # noqa: E402
+from horovod_qoda.cost import link_bytes  # noqa: E402
 
 WARM_UP = 6  # three watched steps, then tables, capacities and DDP's buckets settle
 
@@ -32,7 +33,8 @@ class Job:
     def __init__(self, workload: _workloads.Workload, method: str) -> None:
         self.module: Any = workload.module
         plain = torch.optim.Adam(self.module.parameters(), lr=workload.lr, betas=workload.betas)
-        self.wire: list[tuple[str, int]] = []  # topology and bytes handed over, by exchange
+        # What this host sends in a step by a ring; measured by the transport where it is ours.
+        self.stock_bytes: float | None = None
         if method.startswith("ddp-"):
             self._ddp(plain, method.removeprefix("ddp-"))
         else:
@@ -79,14 +81,17 @@ class Job:
         names = list(self.module.named_parameters())
         self.optimizer = hvd.DistributedOptimizer(plain, names, compression=chosen)
         hvd.broadcast_parameters(self.module.state_dict(), root_rank=0)
-        if method.startswith("ours-"):
-            self.optimizer.add_listener(lambda r: self.wire.append((r.topology, r.wire_bytes)))
-        else:
+        if not method.startswith("ours-"):
             size = sum(p.numel() for _, p in names) * (
                 2 if chosen.__name__ == "FP16Compressor" else 4
             )
-            self.wire = [("raw", size)]
+            self.stock_bytes = link_bytes("raw", size, self.size)
         self.barrier = hvd.barrier
+
+    def counted(self) -> float:
+        """Bytes this host has sent so far by our own accounting; 0 where there is none."""
+        gradients = getattr(self.optimizer, "_gradients", None)
+        return gradients.transport.link_bytes if gradients is not None else 0.0
 
     def step(self, batch: Any) -> float:
         self.optimizer.zero_grad()
@@ -128,8 +133,7 @@ def measure(name: str, method: str, steps: int, seed: int) -> dict[str, Any] | N
     for step in range(WARM_UP):
         job.step(workload.batch(step))
     job.barrier()
-    first = len(job.wire)
-    before, begun = interface_bytes(), time.perf_counter()
+    before, counted, begun = interface_bytes(), job.counted(), time.perf_counter()
     times = []
     for step in range(steps):
         start = time.perf_counter()
@@ -137,33 +141,25 @@ def measure(name: str, method: str, steps: int, seed: int) -> dict[str, Any] | N
         times.append(time.perf_counter() - start)
     job.barrier()
     sent, seconds = interface_bytes() - before, time.perf_counter() - begun
+    counted = (job.counted() - counted) / steps
     # Idle, as long as needed to see what background traffic there is.
     idle_s = min(max(seconds, 1.0), 5.0)
     before = interface_bytes()
     time.sleep(idle_s)
     idle = (interface_bytes() - before) * seconds / idle_s
     quality = workload.quality()
-    everything = MPI.COMM_WORLD.gather((sent - idle) / steps, root=0)
+    everything = MPI.COMM_WORLD.gather((sent - idle, idle, counted * steps), root=0)
     if rank:
         return None
     low, middle, high = np.percentile(times, [25, 50, 75])
-    counted = job.wire[first:] or job.wire  # stock methods send the same at every step
+    sent, idle, counted = np.mean(everything, axis=0) / steps
     return {
         "workload": name, "method": method, "ranks": job.size, "steps": steps, "seed": seed,
         "seconds": middle, "low": low, "high": high, "quality": quality,
-        "interface_bytes": float(np.mean(everything)), "counted_bytes": _counted(counted, job.size),
+        "interface_bytes": sent, "idle_bytes": idle, "counted_bytes": counted or job.stock_bytes,
         "parameters": sum(p.numel() for p in workload.module.parameters()),
         "load": os.getloadavg()[0],
     }  # fmt: skip
-
-
-def _counted(wire: list[tuple[str, int]], ranks: int) -> float | None:
-    """Mean bytes a rank sends in a step by our own accounting; None where there is none."""
-    from horovod_qoda.cost import link_bytes
-
-    if not wire:
-        return None
-    return float(np.mean([link_bytes(topology, size, ranks) for topology, size in wire]))
 
 
 def main() -> None:

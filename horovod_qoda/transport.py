@@ -57,15 +57,19 @@ class Transport(ABC):
     Attributes:
         rank, size: this process and the number of processes.
         sent_bytes: bytes of all tensors handed over since the start, padding included.
+        link_bytes: what of them this rank has sent to others since the start, were all-gathers and
+            all-reduces rings: a tensor goes round but for one hop, and in a sum twice, in parts.
     """
 
     rank: int
     size: int
     sent_bytes: int = 0
+    link_bytes: float = 0.0
 
     def allgather(self, name: str, data: np.ndarray) -> Handle:
         """Concatenates one-dimensional ``data`` of all ranks in rank order; lengths may differ."""
         self.sent_bytes += data.nbytes
+        self.link_bytes += (self.size - 1) * data.nbytes
         return self._allgather(name, data)
 
     def alltoall(self, name: str, data: np.ndarray, splits: np.ndarray) -> Handle:
@@ -74,11 +78,13 @@ class Transport(ABC):
         The result is ``(received, received_splits)``, in rank order.
         """
         self.sent_bytes += data.nbytes
+        self.link_bytes += data.nbytes - int(splits[self.rank]) * data.itemsize
         return self._alltoall(name, data, splits)
 
     def allreduce(self, name: str, data: np.ndarray) -> Handle:
         """Elementwise sum over ranks of float32, float64, int32 or int64."""
         self.sent_bytes += data.nbytes
+        self.link_bytes += 2 * (self.size - 1) / self.size * data.nbytes
         return self._allreduce(name, data)
 
     @abstractmethod

@@ -30,8 +30,21 @@ def test_same_name_again_is_another_collective_and_bytes_are_counted():
             t.allgather("x", np.array([(10 * i + t.rank) % 256], np.uint8)).wait()
             for i in range(50)
         ]
-        return [o.tolist() for o in out], t.sent_bytes
+        return [o.tolist() for o in out], t.sent_bytes, t.link_bytes
 
-    for out, sent in in_threads(local_transports(2), run):
+    for out, sent, left in in_threads(local_transports(2), run):
         assert out == [[10 * i % 256, (10 * i + 1) % 256] for i in range(50)]
-        assert sent == 50
+        assert sent == left == 50
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_bytes_that_leave_a_rank(size):
+    def run(t):
+        t.allgather("a", np.zeros(100, np.float32)).wait()
+        t.alltoall("b", np.zeros(10 * size, np.int16), np.full(size, 10, np.int32)).wait()
+        t.allreduce("c", np.zeros(12, np.float64)).wait()
+        return t.link_bytes
+
+    others = size - 1
+    expected = others * 400 + others * 20 + 2 * others * 96 / size
+    assert in_threads(local_transports(size), run) == [expected] * size
