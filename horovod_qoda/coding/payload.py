@@ -8,7 +8,7 @@ set or on ``threads``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -90,7 +90,8 @@ class Header:
     book_hash: int = 0
 
     def as_tuple(self) -> tuple[float, ...]:
-        return astuple(self)
+        # dataclasses.astuple copies deeply: 30 us, a hundred times as long.
+        return tuple(vars(self).values())
 
 
 def _as_bytes(payload: Bytes) -> npt.NDArray[np.uint8]:
