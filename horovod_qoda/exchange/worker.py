@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Generator
 from typing import Any
 
+import numpy as np
+
 from horovod_qoda.transport import POLL_S, Handle
 from horovod_qoda.waiting import Waiting
 
@@ -104,6 +106,12 @@ class Worker:
             self._wake.notify()
 
     def _run(self) -> None:
+        # Gradients that overflow or are not finite reach every rank as what they are; numpy's
+        # warning would name neither layer nor rank, and come from a thread nobody knows.
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._advance_jobs()
+
+    def _advance_jobs(self) -> None:
         active: list[Job] = []
         since = 0.0
         pause = POLL_S / 16

@@ -221,6 +221,40 @@ def test_warm_up_is_exact_then_compressed():
         assert np.array_equal(means[0], want) == (topology == "raw")
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [3e38, float("inf"), float("nan")])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(quantizer="powersgd", low_rank=2, min_numel=1),
+        Settings(topology="scatter_reduce"),
+        Settings(warmup_steps=9),
+    ],
+    ids=["powersgd", "coded", "raw"],
+)
+def test_what_overflows_is_the_same_on_all_ranks_and_warns_on_none(settings, size):
+    """Values of 3e38 overflow in PowerSGD's products and in sums; coded, their mean is finite."""
+
+    def rank(transport):
+        exchange = Exchange(layout_of(settings), settings, transport, 0, True)
+        try:
+            bad = gradients_of(transport.rank, 0)
+            bad[3][:] = size
+            bad[3][0, 0] = 0
+            found = [np.isfinite(m).all() for m in exchange_all(exchange, bad)[0]]
+            after = exchange_all(exchange, gradients_of(transport.rank, 1))[0]
+            return found, [np.isfinite(m).all() for m in after]
+        finally:
+            exchange.close()
+
+    results = in_threads(local_transports(2), rank)
+    assert results[0] == results[1]
+    for found, after in results:
+        finite = size == 3e38 and settings.topology == "scatter_reduce"
+        assert [place for place, good in enumerate(found) if not good] == [3][finite:]
+        assert all(after)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -233,11 +267,17 @@ def test_warm_up_is_exact_then_compressed():
 )
 def test_the_scalar_of_rank_0_reaches_all_ranks_whatever_carries_the_gradients(settings):
     def rank(transport):
+        matrices = [("a", (300, 200)), ("b", (64, 64))]
         exchange = Exchange(
-            layout_of(settings), settings, transport, 0, True, lambda: 7.0 + transport.rank
+            layout_of(settings, matrices),
+            settings,
+            transport,
+            0,
+            True,
+            lambda: 7.0 + transport.rank,
         )
         try:
-            return exchange_all(exchange, gradients_of(transport.rank, 0))[2].aux
+            return exchange_all(exchange, gradients_of(transport.rank, 0, matrices))[2].aux
         finally:
             exchange.close()
 
