@@ -217,7 +217,7 @@ class Exchange:
             "types": self._types,
             "adaptation": self.adaptation.state_dict(),
             "power_sgd": self.routes.power_sgd.state_dict(),
-            "winner": self.routes.trial.winner if self.routes.trial else None,
+            "trial": self.routes.trial.state_dict() if self.routes.trial else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -229,6 +229,8 @@ class Exchange:
             ValueError: the state is of another model.
         """
         self._adopt(state)
+        if self.routes.trial is not None:
+            self.routes.trial.resume(self._age(self.number))
         self._agreed = False
         self._local_number = None
         self.routes.forget()
@@ -281,8 +283,8 @@ class Exchange:
         else:
             self.adaptation.load_state_dict(state["adaptation"])
             self.routes.power_sgd.load_state_dict(state["power_sgd"])
-            if self.routes.trial is not None:
-                self.routes.trial.winner = state["winner"]
+            if self.routes.trial is not None and state["trial"]:  # None from a job of one rank
+                self.routes.trial.load_state_dict(state["trial"])
             self._since = int(state["since"])
         self.number = int(state["exchange"])
         self._stream = int(state["stream"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from horovod_qoda.exchange import Exchange
-from horovod_qoda.exchange.trial import CODED, RAW, RUNS, Trial
+from horovod_qoda.exchange.trial import AGAIN, CODED, RAW, RUNS, Trial
 from horovod_qoda.layout import build
 from horovod_qoda.settings import Settings
 from horovod_qoda.transport import LocalTransport, local_transports
@@ -71,6 +71,28 @@ def test_a_resumed_job_keeps_what_was_decided():
     states = [state for _, state in run("coded", 30)]
     again = run("raw", 3, states)  # the other way would be faster now: no new trial is made
     assert {t for topologies, _ in again for t in topologies} == {"raw"}
+
+
+@pytest.mark.parametrize("saved", [8, 12, 18, 22])
+@pytest.mark.parametrize(("slow", "stays"), [("raw", "allgather"), ("coded", "raw")])
+def test_a_trial_that_was_cut_off_starts_anew(saved, slow, stays):
+    states = [state for _, state in run(slow, saved)]
+    results = run(slow, 34 - saved + (saved > AGAIN) * 2, states)
+    assert results[0][0] == results[1][0], "ranks went different ways"
+    topologies = results[0][0]
+    begin = topologies.index("raw")
+    assert begin == (10 if saved <= 10 else max(saved, AGAIN)) - saved
+    first, end = RUNS[0][0], RUNS[-1][1]
+    trial = topologies[begin : begin + end - first]
+    assert trial == ["raw" if Trial().way(age) == RAW else "allgather" for age in range(first, end)]
+    assert set(topologies[begin + end - first :]) == {stays}
+
+
+def test_a_checkpoint_of_one_rank_begins_a_trial_on_two():
+    one = Exchange(
+        build([("w", (200, 300), "torch.float32")], SETTINGS), SETTINGS, local_transports(1)[0], 0
+    )
+    assert run("", 12, [one.state_dict()] * 2)[0][0].count("raw") == 2
 
 
 def test_without_times_to_compare_compression_stays():
