@@ -10,8 +10,10 @@ all-gather and by scatter-reduce at 3 bits. Each combination is a job of its own
 file already is not run again: the grid can be stopped and resumed. Jobs with the same workload and
 rate follow each other, so that a busy hour hits all methods alike; the load is noted with each.
 
-Bytes are read from the interfaces of the emulated hosts, less an idle run's; "counted" is what this
-package's own accounting says, which leaves out the headers of TCP, IP and Ethernet.
+Bytes are read from the interfaces of the emulated hosts, less what they send in as long a time idle
+(``idle_bytes`` in the file: Horovod's ranks ask each other for work, less often while they send);
+"counted" is what was handed over for other ranks, without headers, which are 66 bytes in some 24 KB
+because interfaces count what TCP gives them in one piece (docs/scaling.md).
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ def link_bytes(topology: str, wire_bytes: float, ranks: int) -> float:
     - ``raw``, an all-reduce of W bytes: 2 (K−1)/K · W;
     - ``allgather`` of W bytes from every rank: (K−1) · W;
     - ``scatter_reduce``, an all-to-all of A bytes, of which 1/K stay, then an all-gather of this
-      rank's chunk of B bytes: (K−1)/K · A + (K−1) · B. Both stages code the same number of bits,
-      so A = K·B and W = A + B, which makes it 2 (K−1)/(K+1) · W.
+      rank's chunk of B bytes: (K−1)/K · A + (K−1) · B. Where both stages code the same number of
+      bits, A = K·B and W = A + B, which makes it 2 (K−1)/(K+1) · W. The mean takes more bits than
+      the gradients where ranks agree; `Transport.link_bytes` counts what is sent.
 
     Raises:
         ValueError: unknown topology, or ranks < 1.
