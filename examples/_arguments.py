@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from horovod_qoda import settings
+from horovod_qoda import flags
 
 
 def positive(text: str) -> int:
@@ -21,4 +21,4 @@ def positive(text: str) -> int:
 def plain(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments and the compressor's settings, as logs and checkpoints keep them."""
     given = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    return {**given, **dataclasses.asdict(settings.from_arguments(args))}
+    return {**given, **dataclasses.asdict(flags.from_arguments(args))}

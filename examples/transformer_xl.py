@@ -32,7 +32,7 @@ from _transformer_xl import Shape, TransformerXL
 from torch import Tensor
 
 import horovod_qoda.torch as hvd  # QODA: instead of `import horovod.torch as hvd`
-from horovod_qoda import settings  # QODA: the compressor's settings as flags
+from horovod_qoda import flags  # QODA: the compressor's settings as flags
 from horovod_qoda.monitor import Monitor, read_lines  # QODA: bytes and times of every exchange
 
 # Streams of held-out text, whatever the number of ranks, so that losses can be compared.
@@ -64,14 +64,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--eval-every", type=positive, default=100, help="steps")
     parser.add_argument("--eval-symbols", type=positive, default=32768, help="of held-out text")
     parser.add_argument("--progress", type=float, default=5.0, help="seconds between updates")
-    settings.add_arguments(parser)  # QODA: --bits, --quantizer, --topology, --rule, ...
+    flags.add_arguments(parser)  # QODA: --bits, --quantizer, --topology, --rule, ...
     return parser.parse_args()
 
 
 def make_optimizer(args: argparse.Namespace, model: TransformerXL) -> Any:
     compression = {
         # QODA: replaces hvd.Compression.none or .fp16
-        "layerwise": hvd.Compression.layerwise(**dataclasses.asdict(settings.from_arguments(args))),
+        "layerwise": hvd.Compression.layerwise(**dataclasses.asdict(flags.from_arguments(args))),
         "none": hvd.Compression.none,
         "fp16": hvd.Compression.fp16,
     }[args.compression]

@@ -28,7 +28,7 @@ from _arguments import plain, positive
 from torch import Tensor, nn
 
 import horovod_qoda.torch as hvd  # QODA: instead of `import horovod.torch as hvd`
-from horovod_qoda import settings  # QODA: the compressor's settings as flags
+from horovod_qoda import flags  # QODA: the compressor's settings as flags
 from horovod_qoda.monitor import Monitor, read_lines  # QODA: bytes and times of every exchange
 
 # Per optimizer: generator's and critic's lr, factor on both losses, steps of linear lr warm-up.
@@ -78,7 +78,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--eval-every", type=positive, default=250, help="steps")
     parser.add_argument("--progress", type=float, default=5.0, help="seconds between updates")
-    settings.add_arguments(parser)  # QODA: --bits, --quantizer, --topology, --rule, ...
+    flags.add_arguments(parser)  # QODA: --bits, --quantizer, --topology, --rule, ...
     # QODA: both players are 12 MB, one buffer by default; with two the first leaves during backward
     parser.set_defaults(fusion_mb=8.0)
     args = parser.parse_args()
@@ -99,7 +99,7 @@ def make_optimizer(args: argparse.Namespace, generator: nn.Module, critic: nn.Mo
     named = [*generator.named_parameters("G"), *critic.named_parameters("D")]
     compression = {
         # QODA: replaces hvd.Compression.none or .fp16
-        "layerwise": hvd.Compression.layerwise(**dataclasses.asdict(settings.from_arguments(args))),
+        "layerwise": hvd.Compression.layerwise(**dataclasses.asdict(flags.from_arguments(args))),
         "none": hvd.Compression.none,
         "fp16": hvd.Compression.fp16,
     }[args.compression]

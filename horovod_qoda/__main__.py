@@ -15,7 +15,7 @@ import os
 import runpy
 import sys
 
-from horovod_qoda import settings
+from horovod_qoda import flags
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
         prog="python -m horovod_qoda",
         description="Runs a Horovod script with compressed gradients.",
     )
-    settings.add_arguments(parser)
+    flags.add_arguments(parser)
     parser.add_argument(
         "--respect-script",
         action="store_true",
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("args", nargs=argparse.REMAINDER, help="the script's own arguments")
     args = parser.parse_args()
     try:
-        settings.use_flags(args)
+        flags.use_flags(args)
     except (TypeError, ValueError) as e:
         parser.error(str(e))
 

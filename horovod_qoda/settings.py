@@ -6,7 +6,6 @@ environment variable ``HOROVOD_QODA_<NAME>``, the default below.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import fnmatch
 import json
@@ -35,7 +34,8 @@ KIND_PREFIX = "type:"
 """A rule whose pattern begins so names a kind of layer, not a layer."""
 ENV_PREFIX = "HOROVOD_QODA_"
 
-_flags: dict[str, Any] = {}
+given_flags: dict[str, Any] = {}
+"""Values from the command line (:mod:`horovod_qoda.flags`), for every later ``resolve``."""
 
 
 def _option(default: Any, help: str) -> Any:
@@ -161,12 +161,15 @@ class Settings:
             raise TypeError(
                 f"unknown compression setting {unknown[0]!r}; known: {', '.join(sorted(names))}"
             )
-        values = {**_flags, **{name: value for name, value in given.items() if value is not None}}
+        values = {
+            **given_flags,
+            **{name: value for name, value in given.items() if value is not None},
+        }
         for f in dataclasses.fields(cls):
             text = os.environ.get(ENV_PREFIX + f.name.upper())
             if f.name not in values and text is not None:
                 try:
-                    values[f.name] = _parse(f.name, text)
+                    values[f.name] = parse(f.name, text)
                 except ValueError as e:
                     raise ValueError(f"{ENV_PREFIX}{f.name.upper()}={text!r}: {e}") from None
         return cls(**values)
@@ -223,56 +226,8 @@ def matches(pattern: str, name: str, kind: str) -> bool:
     return fnmatch.fnmatchcase(name, pattern)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds one flag for every setting; a flag that is not given stays ``None``."""
-    group = parser.add_argument_group("compression settings")
-    for f in dataclasses.fields(Settings):
-        text = f.metadata["help"]
-        if f.name == "rules":
-            group.add_argument(
-                "--rule",
-                dest="rules",
-                action="append",
-                metavar="PATTERN=SPEC",
-                help="PATTERN=raw, PATTERN=BITS or PATTERN=key:value,key:value; repeatable",
-            )
-        else:
-            group.add_argument(
-                "--" + f.name.replace("_", "-"),
-                type=_parser(f.name),
-                default=None,
-                metavar=f.name.upper(),
-                help=f"{text} (default: {f.default})",
-            )
-
-
-def from_arguments(args: argparse.Namespace) -> Settings:
-    """Settings from the flags of :func:`add_arguments`, the environment and the defaults."""
-    return Settings.resolve(**_given(args))
-
-
-def use_flags(args: argparse.Namespace) -> None:
-    """Makes flags of :func:`add_arguments` count in every later :meth:`Settings.resolve`."""
-    Settings.resolve(**_given(args))
-    _flags.update({name: value for name, value in _given(args).items() if value is not None})
-
-
-def _given(args: argparse.Namespace) -> dict[str, Any]:
-    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Settings)}
-    if given["rules"] is not None:
-        given["rules"] = _parse("rules", ";".join(given["rules"]))
-    return given
-
-
-def _parser(name: str) -> Any:
-    def parse(text: str) -> Any:
-        return _parse(name, text)
-
-    parse.__name__ = name
-    return parse
-
-
-def _parse(name: str, text: str) -> Any:
+def parse(name: str, text: str) -> Any:
+    """The value of a setting in a flag or a variable; raises ValueError where it is none."""
     if name == "rules":
         pairs = [item.partition("=") for item in text.split(";") if item.strip()]
         return {pattern.strip(): _parse_rule(pattern, spec.strip()) for pattern, _, spec in pairs}
@@ -293,7 +248,7 @@ def _parse_rule(pattern: str, spec: str) -> Any:
                 f"rule {pattern}={spec}: use raw, a number of bits or key:value"
             ) from None
     pairs = [item.partition(":") for item in spec.split(",")]
-    return {key.strip(): _parse(key.strip(), value.strip()) for key, _, value in pairs}
+    return {key.strip(): parse(key.strip(), value.strip()) for key, _, value in pairs}
 
 
 def _check_rule(pattern: str, rule: Any) -> None:

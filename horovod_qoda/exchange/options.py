@@ -20,7 +20,8 @@ from horovod_qoda.exchange.observations import (
     spread_dither,
     symbol_entropy,
 )
-from horovod_qoda.layout import LayerType, Layout
+from horovod_qoda.layer_types import LayerType
+from horovod_qoda.layout import Layout
 from horovod_qoda.quantization import step_factor
 from horovod_qoda.quantization.adaptive import (
     companded_levels,

@@ -17,9 +17,10 @@ import torch
 
 from horovod_qoda.logs import logger
 from horovod_qoda.qoda import QODA
+from horovod_qoda.torch.attach import attach
 from horovod_qoda.torch.carriers import CountedCompression
 from horovod_qoda.torch.compression import Compression, LayerwiseCompressor, SimulatedCompressor
-from horovod_qoda.torch.methods import attach, replacements, stock
+from horovod_qoda.torch.methods import replacements, stock
 
 
 def DistributedOptimizer(

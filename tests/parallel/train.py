@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 import horovod_qoda.torch as hvd
-from horovod_qoda.settings import add_arguments, from_arguments
+from horovod_qoda.flags import add_arguments, from_arguments
 from horovod_qoda.torch.replicas import hash_parameters
 
 

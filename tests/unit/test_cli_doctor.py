@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from horovod_qoda import cost
-from horovod_qoda.cli import doctor, installation, mpi
+from horovod_qoda.cli import doctor, installation, mpi, verdict
 from horovod_qoda.cli.findings import BROKEN, NOTE, OK, Finding, broken
 from horovod_qoda.cli.speed import Codec, Network, codec, machine
 
@@ -123,11 +123,11 @@ def test_a_finding_prints_its_remedy_below():
 
 def test_the_codec_here_passes_its_own_check():
     measured = codec()
-    (finding,) = doctor.codec_speed(measured)
+    (finding,) = verdict.codec_speed(measured)
     assert finding.status == OK
     assert measured.bits == pytest.approx(3.0, rel=0.03)
     wrong = Codec(**{**measured.__dict__, "relative_error": 1.0})
-    assert broken(doctor.codec_speed(wrong))[0].remedy.startswith("HOROVOD_QODA_SIMD=portable")
+    assert broken(verdict.codec_speed(wrong))[0].remedy.startswith("HOROVOD_QODA_SIMD=portable")
 
 
 SLOW = Codec(1e-9, 1e-9, 1e-9, 1e-9, 1e-9, 3.0, 0.03)
@@ -144,28 +144,28 @@ def test_the_cost_model_gets_what_was_measured():
 
 def test_the_verdict_follows_the_link_and_the_measurement_overrules_it():
     slow, fast = Network(1e-3, 1e7), Network(1e-4, 1e11)
-    pays = list(doctor.verdict(machine(SLOW, slow, 4), 4, "scatter_reduce", {}))[-1]
+    pays = list(verdict.verdict(machine(SLOW, slow, 4), 4, "scatter_reduce", {}))[-1]
     assert "compression pays here" in pays.text and "predicted" in pays.text
-    loses = list(doctor.verdict(machine(SLOW, fast, 4), 4, "scatter_reduce", {}))[-1]
+    loses = list(verdict.verdict(machine(SLOW, fast, 4), 4, "scatter_reduce", {}))[-1]
     assert loses.status == NOTE and "does not pay" in loses.text
     times = {"fp32": 1.0, "fp16": 0.5, "allgather": 2.0, "scatter_reduce": 2.0}
-    overruled = list(doctor.verdict(machine(SLOW, slow, 4), 4, "scatter_reduce", times))[-1]
+    overruled = list(verdict.verdict(machine(SLOW, slow, 4), 4, "scatter_reduce", times))[-1]
     assert "does not pay" in overruled.text and "0.5x fp32, measured" in overruled.text
 
 
 def test_a_faster_topology_than_the_automatic_one_is_named():
     times = {"fp32": 1.0, "fp16": 0.5, "allgather": 0.2, "scatter_reduce": 0.4}
-    note = list(doctor.measured_exchange(16, times, "scatter_reduce"))[-1]
+    note = list(verdict.measured_exchange(16, times, "scatter_reduce"))[-1]
     assert note.status == NOTE and note.remedy == "HOROVOD_QODA_TOPOLOGY=allgather"
     even = {**times, "allgather": 0.39}
-    assert all(f.status == OK for f in doctor.measured_exchange(16, even, "scatter_reduce"))
+    assert all(f.status == OK for f in verdict.measured_exchange(16, even, "scatter_reduce"))
 
 
 def test_what_auto_picks_is_what_the_exchange_picks(monkeypatch):
-    assert doctor.automatic(2) == "allgather" and doctor.automatic(16) == "scatter_reduce"
-    assert doctor.automatic(16, hosts=object()) == "two_level"
+    assert verdict.automatic(2) == "allgather" and verdict.automatic(16) == "scatter_reduce"
+    assert verdict.automatic(16, hosts=object()) == "two_level"
     monkeypatch.setenv("HOROVOD_QODA_TOPOLOGY", "allgather")
-    assert doctor.automatic(16) == "allgather"
+    assert verdict.automatic(16) == "allgather"
 
 
 def test_only_one_rank_speaks_and_the_file_has_everything(tmp_path, capsys):

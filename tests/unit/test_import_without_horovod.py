@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("settings", "layout", "quantization", "coding", "qoda", "theory", "monitor")
+ROOMS = (
+    "settings", "flags", "layout", "layer_types", "quantization", "coding", "qoda", "theory",
+    "cost", "monitor", "totals", "ranges",
+)  # fmt: skip
 
 # Refuses the named packages, as if they were not installed.
 BLOCK = """

@@ -4,7 +4,8 @@ import argparse
 
 import pytest
 
-from horovod_qoda.settings import Settings, add_arguments, from_arguments
+from horovod_qoda.flags import add_arguments, from_arguments
+from horovod_qoda.settings import Settings
 
 
 @pytest.mark.parametrize(
