@@ -4,13 +4,15 @@
 
 Every kernel's time comes from PyTorch's profiler; whole calls are timed on the host's clock, since
 they wait for the device inside. A stage's bound is the time in which a device-to-device copy moves
-the stage's bytes (each input read once, each output written once); `share` is bound / measured.
+the stage's bytes (each input read once, each output written once); `share` is bound / measured. A
+whole exchange is that of one rank with itself, coded by the kernels and by the native codec.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -21,7 +23,11 @@ import torch
 
 from horovod_qoda import coding, kernels
 from horovod_qoda.coding import SEGMENT, Header
+from horovod_qoda.exchange import Exchange, placement
+from horovod_qoda.layout import build
 from horovod_qoda.quantization import step_factor, step_size, uniform
+from horovod_qoda.settings import Settings
+from horovod_qoda.transport import local_transports
 
 WARM_UP, REPEATS = 3, 15
 LAYER = 4 << 20  # coordinates of a layer: a large matrix of a transformer
@@ -54,6 +60,32 @@ def kernel_s(call: Callable[[], object]) -> dict[str, float]:
         for row in recorded.key_averages()
         if row.device_time_total > 0 and row.device_type == torch.autograd.DeviceType.CUDA
     }
+
+
+def exchange_s(mb: int, bits: float, device: str, codec: str) -> float:
+    """From the first gradient put to the last mean in its place; one rank, so no bytes travel."""
+    count = max(mb * 2**20 // 4 // LAYER, 1)
+    shape = (mb * 2**20 // 4 // count // 1024, 1024)
+    settings = Settings(bits=bits)
+    layout = build([(f"{i}.weight", shape, "torch.float32") for i in range(count)], settings)
+    gradients = [torch.randn(shape, device=device) for _ in range(count)]
+    means = [torch.empty_like(g) for g in gradients]
+    os.environ[placement.VARIABLE] = codec
+    (alone,) = local_transports(1)
+    exchange = Exchange(layout, settings, alone, 0, devices=[g.device for g in gradients])
+
+    def once() -> None:
+        for layer, gradient in enumerate(gradients):
+            exchange.put(layer, gradient)
+        for layer, mean in enumerate(means):
+            there = exchange.mean(layer)
+            flat = torch.from_numpy(there) if isinstance(there, np.ndarray) else there
+            mean.copy_(flat.view(mean.shape))
+        exchange.finish()
+
+    seconds = median_s(once, torch.cuda.synchronize if device == "cuda" else lambda: None)
+    exchange.close()
+    return seconds
 
 
 def layers(n: int, quantizer: int, values: torch.Tensor, bits: float) -> np.ndarray:
@@ -131,6 +163,8 @@ def measure(mb: int, bits: float, ranks: int, device: str) -> list[dict[str, obj
         for call in (encode, decode) if on_gpu else ():
             for kernel, seconds in kernel_s(call).items():
                 note(f"{name}:   {kernel}", seconds, moved.get(kernel, 0))
+    for codec in ("triton", "native"):
+        note(f"whole exchange, {codec} codec", exchange_s(mb, bits, device, codec), 8 * n)
     return found
 
 

@@ -74,6 +74,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--penalty", type=float, default=10.0, help="gradient penalty's weight")
     parser.add_argument("--model-seed", type=int, default=0, help="of weights, batches and noise")
     parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST, or: digits")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--name", default="wgan", help="results go to RUNS/NAME")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--eval-every", type=positive, default=250, help="steps")
@@ -119,7 +120,7 @@ def losses(
     """Critic's and generator's loss at the present point, and critic(real) − critic(fake)."""
     fake = generator(noise)
     detached = fake.detach()
-    mix = torch.rand(len(real), 1)
+    mix = torch.rand(len(real), 1, device=real.device)
     between = (mix * real + (1 - mix) * detached).requires_grad_()
     (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
     # Together, so that the weights are read once and have one gradient to add.
@@ -147,20 +148,22 @@ def to_range(pixels: Tensor) -> Tensor:
 class Evaluation:
     """Compares the generator with held-out images, always from the same noise."""
 
-    def __init__(self, generator: nn.Module, optimizer: Any, images: _data.Images) -> None:
+    def __init__(
+        self, generator: nn.Module, optimizer: Any, images: _data.Images, device: str
+    ) -> None:
         self._generator, self._optimizer = generator, optimizer
         count = min(EVALUATION, len(images.heldout), len(images.train))
         chooser = torch.Generator().manual_seed(1)
         chosen = torch.randperm(len(images.heldout), generator=chooser)[:count]
         self.real = to_range(torch.from_numpy(images.heldout[chosen.numpy()]))
-        self.noise = torch.randn(count, _models.LATENT, generator=chooser)
+        self.noise = torch.randn(count, _models.LATENT, generator=chooser).to(device)
         # Strided over the whole set, which the digits need: theirs is not shuffled.
         others = images.train[:: len(images.train) // count][:count].copy()
         self.floor = _metrics.sliced_wasserstein(to_range(torch.from_numpy(others)), self.real)
 
     @torch.no_grad()
     def samples(self) -> Tensor:
-        return self._generator(self.noise)
+        return self._generator(self.noise).cpu()
 
     def averaged_samples(self) -> Tensor | None:
         """Samples at the ergodic average, which QODA's guarantee is about; None for the others."""
@@ -192,10 +195,18 @@ def main() -> None:
     mine = torch.from_numpy(_data.shard(images.train, rank, size).copy())
 
     generator, critic = _models.build(args.model)
-    optimizer = make_optimizer(args, generator, critic)
+    # Broadcast from the CPU's memory, which works with every build of Horovod.
     hvd.broadcast_parameters(generator.state_dict(), root_rank=0)
     hvd.broadcast_parameters(critic.state_dict(), root_rank=0)
-    hvd.broadcast_optimizer_state(optimizer, root_rank=0)
+    device = args.device
+    if device == "cuda":
+        device = f"cuda:{hvd.local_rank() % torch.cuda.device_count()}"
+        torch.cuda.set_device(device)
+    generator.to(device)
+    critic.to(device)
+    optimizer = make_optimizer(args, generator, critic)
+    if args.device == "cpu" or hvd.cuda_built():
+        hvd.broadcast_optimizer_state(optimizer, root_rank=0)
     warmup = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / max(args.lr_warmup, 1))
     )
@@ -205,7 +216,7 @@ def main() -> None:
     run = args.runs / args.name
     monitor = Monitor(run / "metrics.jsonl" if first else None)  # QODA:
     monitor.watch(optimizer)  # QODA: every exchange is counted, now and then layer by layer
-    evaluate = Evaluation(generator, optimizer, images) if first else None
+    evaluate = Evaluation(generator, optimizer, images, device) if first else None
     if evaluate is not None:
         print(f"wgan: {images.name}; {_models.parameters(generator, critic):,} parameters")
         monitor.write("start", ranks=size, data=images.name, arguments=plain(args))
@@ -215,9 +226,10 @@ def main() -> None:
     bar = _progress.progress(args.steps, args.name, args.progress, shown=first)
     for step in range(1, args.steps + 1):
         with monitor.step() as values:
-            noise = torch.randn(args.batch, _models.LATENT)
+            noise = torch.randn(args.batch, _models.LATENT).to(device)
+            real = next(loader).to(device)
             optimizer.zero_grad()
-            loss_d, loss_g, gap = losses(generator, critic, next(loader), noise, args.penalty)
+            loss_d, loss_g, gap = losses(generator, critic, real, noise, args.penalty)
             (args.loss_scale * loss_d).backward()  # reaches the critic alone: fakes are detached
             (args.loss_scale * loss_g).backward(inputs=list(generator.parameters()))
             optimizer.step()  # QODA: the one exchange, then both players move

@@ -85,7 +85,7 @@ def _layer(
 ) -> tuple[float, float, float]:
     if row["quantizer"] == RAW:
         return 32.0, np.nan, 0.0
-    values = sample(buffer.span(layer))
+    values = sample(buffer, layer)
     squares = float(np.sum(values.astype(np.float64) ** 2))
     if row["nonfinite"] or not squares > 0:
         return 0.0, 0.0, np.nan
@@ -125,9 +125,10 @@ def coded_bits(counts: np.ndarray, table: np.ndarray | None) -> float:
     return float((counts[used] @ lengths + 8 * counts[0]) / total)
 
 
-def sample(values: np.ndarray) -> np.ndarray:
+def sample(buffer: ExchangeBuffer, layer: int) -> np.ndarray:
     """Up to `WINDOWS` windows of `WINDOW` coordinates, spread evenly over a layer; float32 copy."""
+    values, fetch = buffer.span(layer), buffer.codec.fetch
     if len(values) <= WINDOW * WINDOWS:
-        return values.copy()
-    starts = np.linspace(0, len(values) - WINDOW, WINDOWS).astype(int)
-    return np.concatenate([values[start : start + WINDOW] for start in starts])
+        return fetch(values).copy()
+    starts = np.linspace(0, len(values) - WINDOW, WINDOWS).astype(int).tolist()
+    return np.concatenate([fetch(values[start : start + WINDOW]) for start in starts])

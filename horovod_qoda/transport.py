@@ -31,6 +31,8 @@ class Handle(ABC):
 
     rank = 0
     name = ""
+    collective = True
+    """Whether ranks exchange something meanwhile."""
 
     @abstractmethod
     def done(self) -> bool:

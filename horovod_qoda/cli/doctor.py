@@ -21,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from horovod_qoda.cli import installation, mpi
+from horovod_qoda.cli import devices, installation, mpi
 from horovod_qoda.cli.findings import BROKEN, NOTE, Finding, broken
 from horovod_qoda.cli.verdict import (
     automatic,
@@ -81,6 +81,8 @@ def examine(report: Report, quick: bool) -> None:
     report.add(installation.horovod())
     stack = not any(f.area == "horovod" for f in broken(report.findings))
     coded = not any(f.area == "codec" for f in broken(report.findings))
+    if coded:
+        report.add(devices.cuda(*devices.found_here()))
     if not stack:
         if coded:
             _codec_alone(report)

@@ -162,7 +162,7 @@ class Adaptation:
             for layer in buffer.plan.layers:
                 if not self._free[layer] or not 0 < steps[layer] < np.inf:
                     continue
-                values = sample(buffer.span(layer))
+                values = buffer.fetch(layer, sample)
                 scaled = values.astype(np.float64) / steps[layer]
                 seen[layer] = (
                     len(values),
@@ -186,7 +186,7 @@ class Adaptation:
             for layer in buffer.plan.layers:
                 if not 0 < steps[layer] < np.inf:
                     continue
-                scaled = sample(buffer.span(layer)) / np.float64(steps[layer])
+                scaled = buffer.fetch(layer, sample) / np.float64(steps[layer])
                 group = self._rate_of_type[self._type_of_layer[layer]]
                 numel = self._layout.layers[layer].numel
                 bits = symbol_entropy(scaled)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from horovod_qoda.coding import PayloadError, change_stats
+from horovod_qoda.coding import PayloadError
 from horovod_qoda.exchange.buffer import ExchangeBuffer
+from horovod_qoda.exchange.codecs import Floats
 from horovod_qoda.exchange.step import Step, split_frames
 from horovod_qoda.exchange.worker import Steps
 
@@ -22,7 +23,7 @@ def allgather(step: Step, buffer: ExchangeBuffer) -> Steps:
     index, me = buffer.plan.index, step.transport.rank
     rows = buffer.segments(chunk, step.adaptation.steps(buffer), step.adaptation.reconstruction)
     own = buffer.scratch("own", len(buffer.values)) if step.wants_sums else None
-    blob = step.encode(buffer.values, rows, 0, index, chunk, own)
+    blob = step.encode(buffer.codec, buffer.values, rows, 0, index, chunk, own)
     if own is not None:
         seal_own(step, buffer, {0: blob}, own)
     received = yield step.transport.allgather(step.name(index, 0), blob)
@@ -30,8 +31,9 @@ def allgather(step: Step, buffer: ExchangeBuffer) -> Steps:
     if len(parts) != count:
         raise PayloadError(f"rank {me} received {len(parts)} payloads from {count} ranks")
     headers = step.decode_sum(
-        parts, range(count), rows, buffer.mean, stage=0, buffer=index, chunk=0, scale=1 / count
-    )
+        buffer.codec, parts, range(count), rows, buffer.mean, stage=0, buffer=index, chunk=0,
+        scale=1 / count,
+    )  # fmt: skip
     for part in parts:
         step.hear(part, rows, 0)
     step.received_aux = headers[0].aux
@@ -41,9 +43,7 @@ def allgather(step: Step, buffer: ExchangeBuffer) -> Steps:
     )
 
 
-def seal_own(
-    step: Step, buffer: ExchangeBuffer, blobs: dict[int, np.ndarray], own: np.ndarray
-) -> None:
+def seal_own(step: Step, buffer: ExchangeBuffer, blobs: dict[int, np.ndarray], own: Floats) -> None:
     """Writes the squared norms of what others will decode from this rank into its payloads.
 
     They are norms of the decoded vector and of its difference from the previous one
@@ -54,9 +54,9 @@ def seal_own(
         own: what they decode to; becomes the previous vector.
     """
     if buffer.previous is None:
-        buffer.previous = np.zeros_like(own)
+        buffer.previous = buffer.codec.zeros(len(own))
     for chunk in buffer.chunks:
         here = slice(chunk.start, chunk.stop)
-        total, _, change = change_stats(own[here], buffer.previous[here])
+        total, _, change = buffer.codec.change_stats(own[here], buffer.previous[here])
         step.seal(blobs[chunk.index], total, change, step.aux)
     buffer.remember(own)

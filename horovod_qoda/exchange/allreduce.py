@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from horovod_qoda.coding import sum_sq_diff
 from horovod_qoda.exchange.buffer import ExchangeBuffer
 from horovod_qoda.exchange.step import Step
 from horovod_qoda.exchange.worker import Steps
@@ -13,20 +12,23 @@ from horovod_qoda.exchange.worker import Steps
 def allreduce(step: Step, buffer: ExchangeBuffer) -> Steps:
     """Job that sums one buffer over all ranks and leaves the mean in ``buffer.mean``.
 
-    The buffer itself goes first: ranks that ask for a handshake meanwhile ask under its name.
+    The buffer itself goes first: ranks that ask for a handshake meanwhile ask under its name. Where
+    gradients are on a device, floats travel through the host's memory.
     """
     if not buffer.plan.size:
         return
     index, count = buffer.plan.index, step.transport.size
-    step.tally.payload_bytes += buffer.values.nbytes
-    total = yield step.transport.allreduce(step.name(index, 0), buffer.values)
-    np.multiply(total, np.float32(1 / count), out=buffer.mean)
+    codec = buffer.codec
+    sent = codec.fetch(buffer.values, buffer.on_host("values"))
+    step.tally.payload_bytes += sent.nbytes
+    total = yield step.transport.allreduce(step.name(index, 0), sent)
+    codec.load(np.multiply(total, np.float32(1 / count), out=buffer.on_host("mean")), buffer.mean)
     if step.wants_sums:
         if buffer.previous is None:
-            buffer.previous = np.zeros_like(buffer.values)
-        change = sum_sq_diff(buffer.values, buffer.previous)
+            buffer.previous = codec.zeros(len(buffer.values))
+        _, _, change = codec.change_stats(buffer.values, buffer.previous)
         own_values = buffer.scratch("own", len(buffer.values))
-        np.copyto(own_values, buffer.values)
+        codec.copy(buffer.values, own_values)
         buffer.remember(own_values)
         yield from gather_sums(step, index, buffer.sum_sq.sum(), change)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from horovod_qoda.coding import copy_stats
+from horovod_qoda.exchange.codecs import HOST, Arrival, Codec, Floats
 from horovod_qoda.layout import Buffer, Chunk, Layout
 
 
 class ExchangeBuffer:
-    """Float32 arrays of one buffer of the layout, or of one shard of it.
+    """Float32 arrays of one buffer of the layout, or of one shard of it, where ``codec`` has them.
 
     A layer of which only a piece lies in a shard has an offset below zero, or ends beyond it.
 
@@ -24,13 +26,14 @@ class ExchangeBuffer:
         previous_error: the previous error of the second stage, likewise, of the chunk owned.
     """
 
-    def __init__(self, layout: Layout, plan: Buffer, parts: int) -> None:
+    def __init__(self, layout: Layout, plan: Buffer, parts: int, codec: Codec = HOST) -> None:
         self.plan = plan
+        self.codec = codec
         self.chunks = layout.chunks(plan, parts)
-        self.values = _zeros(plan.size)
-        self.mean = _zeros(plan.size)
-        self.previous: np.ndarray | None = None
-        self.previous_error: np.ndarray | None = None
+        self.values = codec.zeros(plan.size)
+        self.mean = codec.zeros(plan.size)
+        self.previous: Floats | None = None
+        self.previous_error: Floats | None = None
         self.followed: np.ndarray | None = None
         numel = np.array([layout.layers[i].numel for i in plan.layers], np.int64)
         offsets = np.array(plan.offsets, np.int64)
@@ -40,7 +43,9 @@ class ExchangeBuffer:
         self.finite = np.ones(len(plan.layers), bool)
         self._place = {layer: k for k, layer in enumerate(plan.layers)}
         self._waiting = set(plan.layers)
-        self._scratch: dict[str, np.ndarray] = {}
+        self._scratch: dict[str, Floats] = {}
+        self._host: dict[str, np.ndarray] = {}
+        self._intake = codec.intake(self.values, self.starts, self.numel)
 
     @property
     def ready(self) -> bool:
@@ -56,15 +61,42 @@ class ExchangeBuffer:
         Sum of squares and finiteness are taken on the way, in float64 and in a fixed order.
         """
         k = self._place[layer]
-        part = self.span(layer)
-        if gradient is None:
-            part[:] = 0
+        if self._intake is not None:
+            self._intake.put(k, gradient)
+        elif gradient is None:
+            self.span(layer)[:] = 0
             self.sum_sq[k], self.finite[k] = 0.0, True
         else:
-            self.sum_sq[k], self.finite[k] = _copy(gradient, part, threads)
+            self.sum_sq[k], self.finite[k] = _copy(gradient, self.span(layer), threads)
         self._waiting.discard(layer)
 
-    def span(self, layer: int, of: str = "values") -> np.ndarray:
+    def arrival(self) -> Arrival | None:
+        """What to wait for before :meth:`settle`, once ready; None where all is there already."""
+        return None if self._intake is None else Arrival(self._intake)
+
+    def settle(self) -> None:
+        """Takes the statistics of gradients that a device has copied in."""
+        if self._intake is not None:
+            for k, found in enumerate(self._intake.statistics()):
+                self.sum_sq[k], self.finite[k] = found
+
+    def fetch(self, layer: int, choose: Callable[[Any], Any]) -> np.ndarray:
+        """In the host's memory, what ``choose`` takes of a layer's values: a view of them."""
+        return self.codec.fetch(choose(self.span(layer)))
+
+    def loaded(self, vector: np.ndarray) -> Floats:
+        """A copy of a vector, where the buffer is."""
+        there = self.codec.zeros(len(vector))
+        self.codec.load(vector, there)
+        return there
+
+    def on_host(self, of: str) -> np.ndarray:
+        """Memory of the host for a copy of ``values`` or ``mean``, or they themselves."""
+        if of not in self._host:
+            self._host[of] = self.codec.host_room(getattr(self, of))
+        return self._host[of]
+
+    def span(self, layer: int, of: str = "values") -> Floats:
         """View of a layer's coordinates in ``values`` or ``mean``."""
         k = self._place[layer]
         return getattr(self, of)[self.starts[k] : self.starts[k] + self.numel[k]]
@@ -74,16 +106,16 @@ class ExchangeBuffer:
         for k, layer in enumerate(self.plan.layers):
             self.sum_sq[k], self.finite[k] = copy_stats(self.span(layer), None, threads=threads)
 
-    def scratch(self, purpose: str, size: int) -> np.ndarray:
+    def scratch(self, purpose: str, size: int) -> Floats:
         """Float32 memory of this length, zero at first and the same at every exchange.
 
         Fresh memory would be cleared by the kernel page by page, which costs as much as coding.
         """
         if len(self._scratch.get(purpose, ())) != size:
-            self._scratch[purpose] = _zeros(size)
+            self._scratch[purpose] = self.codec.zeros(size)
         return self._scratch[purpose]
 
-    def remember(self, own: np.ndarray) -> None:
+    def remember(self, own: Floats) -> None:
         """Makes ``own``, scratch memory, the previous vector.
 
         Where it is not finite the one before stays: one bad step costs one step.
@@ -91,10 +123,10 @@ class ExchangeBuffer:
         assert self.previous is not None
         for k in np.flatnonzero(~self.finite):
             here = slice(self.starts[k], self.starts[k] + self.numel[k])
-            own[here] = self.previous[here]
+            self.codec.copy(self.previous[here], own[here])
         self._scratch["own"], self.previous = self.previous, own
 
-    def remember_error(self, error: np.ndarray) -> None:
+    def remember_error(self, error: Floats) -> None:
         """Makes ``error``, scratch memory, the previous error of the second stage."""
         assert self.previous_error is not None
         self._scratch["error"], self.previous_error = self.previous_error, error
@@ -111,14 +143,6 @@ class ExchangeBuffer:
         rows["reconstruction"] = reconstruction[chunk.layers]
         rows["nonfinite"] = ~self.finite[place]
         return rows
-
-
-def _zeros(size: int) -> np.ndarray:
-    """Float32 zeros at a multiple of 64 bytes, where NumPy's are at 16: vectors that straddle cache
-    lines cost the codec 2 to 9 %."""
-    memory = np.zeros(size + 16, np.float32)
-    start = -memory.ctypes.data % 64 // 4
-    return memory[start : start + size]
 
 
 def _copy(gradient: Any, part: np.ndarray, threads: int) -> tuple[float, bool]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from horovod_qoda.exchange.adaptation import Adaptation, is_update
+from horovod_qoda.exchange.buffer import ExchangeBuffer
+from horovod_qoda.exchange.codecs import Floats
 from horovod_qoda.exchange.handshake import agree, gather_objects, object_of_root, roll_call
 from horovod_qoda.exchange.observations import sum_over_ranks
 from horovod_qoda.exchange.rate import mean_entropy, mean_rate
@@ -58,6 +60,7 @@ class Exchange:
         wants_sums: also compute QODA's scalars.
         aux: gives the scalar that rank 0 sends along, asked when an exchange starts.
         hosts: which ranks share hosts; needed for two levels once something is put.
+        devices: of the layers' gradients; all are the CPU by default. May differ between ranks.
 
     Raises:
         ValueError: a buffer would not fit into one MPI call.
@@ -72,10 +75,11 @@ class Exchange:
         wants_sums: bool = False,
         aux: Callable[[], float] | None = None,
         hosts: Hosts | None = None,
+        devices: Sequence[Any] | None = None,
     ) -> None:
         self.layout, self.settings, self.transport = layout, settings, transport
         self._known_hosts = hosts
-        self.routes = Routes(layout, settings, transport, hosts)
+        self.routes = Routes(layout, settings, transport, hosts, devices)
         self.topology = self.routes.topology
         self.wants_sums = wants_sums
         self.number = 0
@@ -151,10 +155,12 @@ class Exchange:
             self._submit_ready()
 
     @ranged("horovod_qoda.wait")
-    def mean(self, layer: int) -> np.ndarray:
+    def mean(self, layer: int) -> Floats:
         """Mean over ranks of a layer, flat float32; waits until it is there.
 
-        The array is overwritten by the next exchange. Raises what the exchange raised.
+        An array, or a tensor on the device where the layer's buffer is coded. It is overwritten by
+        the next exchange, once what the thread that calls :meth:`finish` has queued is done. Raises
+        what the exchange raised.
         """
         assert self._step is not None
         buffer = self._buffer_of[layer]
@@ -172,6 +178,8 @@ class Exchange:
             raise RuntimeError("finish() before every layer was put")
         for job in self._jobs:
             job.wait()
+        for codec in self.routes.placement.codecs:
+            codec.release()
         tally = step.tally
         tally.wait_s += time.perf_counter() - begin
         age = self._age(step.number)
@@ -324,7 +332,7 @@ class Exchange:
             buffer = self._buffers[len(self._jobs)]
             what = f"exchange {step.number} of {self.name}, {self.layout.summary(buffer.plan)}"
             job = self._worker.submit(
-                _timed(self.routes.job(step, buffer), step), self.transport.rank, what
+                _timed(self.routes.job(step, buffer), step, buffer), self.transport.rank, what
             )
             self._jobs.append(job)
 
@@ -348,10 +356,13 @@ class Exchange:
         step.tally.entropy_bits = float(np.mean(rates)) if rates else float("nan")
 
 
-def _timed(steps: Any, step: Step) -> Any:
-    """Notes when the first job began and the last one ended."""
+def _timed(steps: Any, step: Step, buffer: ExchangeBuffer) -> Any:
+    """Notes when the first job began, once its gradients are there, and the last one ended."""
     tally = step.tally
+    if (arrival := buffer.arrival()) is not None:
+        yield arrival
     if not tally.started:
         tally.started = time.perf_counter()
+    buffer.settle()
     yield from steps
     tally.ended = time.perf_counter()

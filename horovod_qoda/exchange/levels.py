@@ -29,7 +29,8 @@ def histograms(layout: Layout, buffers: list[ExchangeBuffer]) -> Arrays:
             kind = layout.types[type]
             if kind.quantizer != "adaptive" or not finite:
                 continue
-            pair = normalised_histograms(buffer.span(layer), kind.bucket_size, kind.norm)
+            values = buffer.fetch(layer, lambda whole: whole)
+            pair = normalised_histograms(values, kind.bucket_size, kind.norm)
             found["magnitudes"][type] += pair[0]
             found["weighted"][type] += pair[1]
     return found

@@ -70,11 +70,11 @@ def sample(values: np.ndarray, most: int = SAMPLE) -> np.ndarray:
 
 
 def sample_of_buckets(values: np.ndarray, bucket: int, most: int = SAMPLE) -> np.ndarray:
-    """As :func:`sample`, but whole buckets; everything where the layer is one."""
+    """As :func:`sample`, but whole buckets, one a row; everything where the layer is one."""
     if not bucket or bucket >= len(values):
         return values
     rows = values[: len(values) // bucket * bucket].reshape(-1, bucket)
-    return rows[:: max(1, rows.size // most)].ravel()
+    return rows[:: max(1, len(rows) * bucket // most)]
 
 
 def symbol_entropy(scaled: np.ndarray) -> float:

@@ -121,11 +121,10 @@ def _quantized(layout: Layout, buffer: ExchangeBuffer) -> list[int]:
 
 def _part(layout: Layout, buffer: ExchangeBuffer, layer: int) -> np.ndarray:
     """The sample of a layer's gradient that is kept until options are weighed."""
-    kind, values = layout.types[layout.layers[layer].type], buffer.span(layer)
-    whole_buckets = kind.bucket_size and kind.bucket_size <= len(values)
-    return (
-        sample_of_buckets(values, kind.bucket_size, PART) if whole_buckets else sample(values, PART)
-    )
+    kind, numel = layout.types[layout.layers[layer].type], len(buffer.span(layer))
+    if kind.bucket_size and kind.bucket_size <= numel:
+        return buffer.fetch(layer, lambda v: sample_of_buckets(v, kind.bucket_size, PART)).ravel()
+    return buffer.fetch(layer, lambda v: sample(v, PART))
 
 
 def measure(gradients: np.ndarray, rms: np.ndarray, kind: LayerType, factor: float) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from horovod_qoda.exchange.allgather import allgather
 from horovod_qoda.exchange.allreduce import allreduce
 from horovod_qoda.exchange.buffer import ExchangeBuffer
+from horovod_qoda.exchange.placement import Placement
 from horovod_qoda.exchange.power_sgd import PowerSGD
 from horovod_qoda.exchange.scatter_reduce import scatter_reduce
 from horovod_qoda.exchange.step import Step
@@ -24,7 +25,7 @@ from horovod_qoda.transport import Hosts, Transport
 _MPI_LIMIT = 2**31
 """MPI counts are 32-bit: no call may move more bytes to a rank."""
 
-_LOCAL = ("previous", "previous_error", "followed")
+_VECTORS = ("previous", "previous_error")
 
 
 def choose_topology(settings: Settings, ranks: int, hosts: Hosts | None = None) -> str:
@@ -46,6 +47,7 @@ class Routes:
 
     Args:
         hosts: which ranks share hosts; needed for two levels once an exchange starts.
+        devices: torch devices of the layers' gradients; None where all are the CPU.
 
     Attributes:
         topology: ``allgather``, ``scatter_reduce`` or ``two_level``, where buffers are not raw.
@@ -53,13 +55,19 @@ class Routes:
         buffers: this rank's gradients and their means.
         coded: what this rank codes: ``buffers``, or with two levels its shards of its host's mean.
         trial: set where compression has to prove that it pays.
+        placement: where the buffers are coded.
 
     Raises:
         ValueError: a buffer would not fit into one MPI call.
     """
 
     def __init__(
-        self, layout: Layout, settings: Settings, transport: Transport, hosts: Hosts | None
+        self,
+        layout: Layout,
+        settings: Settings,
+        transport: Transport,
+        hosts: Hosts | None,
+        devices: Sequence[Any] | None = None,
     ) -> None:
         self.topology = choose_topology(settings, transport.size, hosts)
         self.power_sgd = PowerSGD(layout, settings)
@@ -74,8 +82,11 @@ class Routes:
         self._flat = {"allgather": allgather, "scatter_reduce": scatter_reduce}[flat]
         self.stages = 2 if flat == "scatter_reduce" else 1
         parts = coders.size if flat == "scatter_reduce" else 1
+        host_only = "topology='two_level' sums floats on the host" if self._hosts else ""
+        self.placement = Placement(layout, devices, host_only)
         self.buffers = [
-            ExchangeBuffer(layout, plan, 1 if self._hosts else parts) for plan in layout.buffers
+            ExchangeBuffer(layout, plan, 1 if self._hosts else parts, self.placement.codec(plan))
+            for plan in layout.buffers
         ]
         self._shards = [
             ExchangeBuffer(layout, shard(layout, plan, inside.size, inside.rank), parts)
@@ -130,24 +141,29 @@ class Routes:
         import torch
 
         vectors = {
-            f"{kind}.{name}": torch.from_numpy(array.copy())
+            f"{kind}.{name}": torch.from_numpy(buffer.codec.fetch(array).copy())
             for name, buffer in self._memories()
-            for kind in _LOCAL
+            for kind in _VECTORS
             if (array := getattr(buffer, kind)) is not None
         }
+        for name, buffer in self._memories():
+            if buffer.followed is not None:
+                vectors[f"followed.{name}"] = torch.from_numpy(buffer.followed.copy())
         return vectors | self.power_sgd.local_state()
 
     def load_local_state(self, vectors: dict[str, Any]) -> None:
         """Takes :meth:`local_state` back; raises ValueError where it is of other buffers."""
         for name, buffer in self._memories():
-            for kind in _LOCAL:
+            for kind in _VECTORS:
                 vector = vectors.get(f"{kind}.{name}")
                 if vector is not None and kind == "previous" and len(vector) != buffer.plan.size:
                     raise ValueError(
                         f"the local state's buffer {name} has {len(vector)} coordinates, "
                         f"here it has {buffer.plan.size}: the model or fusion_mb has changed"
                     )
-                setattr(buffer, kind, None if vector is None else vector.numpy().copy())
+                setattr(buffer, kind, None if vector is None else buffer.loaded(vector.numpy()))
+            followed = vectors.get(f"followed.{name}")
+            buffer.followed = None if followed is None else followed.numpy().copy()
         self.power_sgd.load_local_state(vectors)
 
     def _memories(self) -> Iterator[tuple[str, ExchangeBuffer]]:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import numpy as np
 
 from horovod_qoda import coding
-from horovod_qoda.coding import Header, PayloadError, change_stats, copy_stats
+from horovod_qoda.coding import Header, PayloadError
 from horovod_qoda.exchange.allgather import seal_own
 from horovod_qoda.exchange.buffer import ExchangeBuffer
+from horovod_qoda.exchange.codecs import Codec, Floats
 from horovod_qoda.exchange.step import Step, split_frames, sum_of_frames
 from horovod_qoda.exchange.worker import Steps
 from horovod_qoda.layout import Chunk
@@ -28,18 +29,20 @@ def scatter_reduce(step: Step, buffer: ExchangeBuffer) -> Steps:
     """
     if not buffer.chunks:
         return
-    index = buffer.plan.index
+    index, codec = buffer.plan.index, buffer.codec
     steps, choices = step.adaptation.steps(buffer), step.adaptation.reconstruction
     rows = {c.index: buffer.segments(c, steps, choices) for c in buffer.chunks}
     own = buffer.scratch("own", len(buffer.values)) if step.wants_sums else None
     in_order = sorted(buffer.chunks, key=lambda c: c.owner)
-    data = step.outgoing.space((0, index), [rows[c.index] for c in in_order])
+    data = step.outgoing.space((0, index), [rows[c.index] for c in in_order], codec)
     splits = np.zeros(step.transport.size, np.int32)
     blobs, end = {}, 0
     for c in in_order:
         here = slice(c.start, c.stop)
         decoded = None if own is None else own[here]
-        blob = step.encode(buffer.values[here], rows[c.index], 0, index, c, decoded, out=data[end:])
+        blob = step.encode(
+            codec, buffer.values[here], rows[c.index], 0, index, c, decoded, out=data[end:]
+        )
         blobs[c.index], splits[c.owner] = blob, len(blob)
         end += len(blob)
     if own is not None:
@@ -64,6 +67,7 @@ def scatter_reduce(step: Step, buffer: ExchangeBuffer) -> Steps:
             header = step.peek(part)
         else:
             (header,) = step.decode_sum(
+                codec,
                 [part],
                 [chunk.owner],
                 rows[chunk.index],
@@ -80,7 +84,7 @@ def _reduce(
     step: Step, buffer: ExchangeBuffer, chunk: Chunk, rows: np.ndarray, received: np.ndarray
 ) -> np.ndarray:
     """Steps 2 and 3 at the owner: sum, mean, the payload of the mean, and what it decodes to."""
-    count, index = step.transport.size, buffer.plan.index
+    count, index, codec = step.transport.size, buffer.plan.index, buffer.codec
     total = buffer.scratch("total", chunk.stop - chunk.start)
     parts = list(split_frames(received))
     if len(parts) != count:
@@ -88,17 +92,18 @@ def _reduce(
             f"the owner of a chunk received {len(parts)} payloads from {count} ranks"
         )
     headers = step.decode_sum(
-        parts, range(count), rows, total, stage=0, buffer=index, chunk=chunk.index, scale=1 / count
-    )
-    second = _second_rows(step, chunk, rows, total, [step.steps(part) for part in parts])
+        codec, parts, range(count), rows, total, stage=0, buffer=index, chunk=chunk.index,
+        scale=1 / count,
+    )  # fmt: skip
+    second = _second_rows(step, codec, chunk, rows, total, [step.steps(part) for part in parts])
     before = sum_of_frames(parts)
     decoded = buffer.mean[chunk.start : chunk.stop]
     try:
-        blob = step.encode(total, second, 1, index, chunk, decoded, before)
+        blob = step.encode(codec, total, second, 1, index, chunk, decoded, before)
     except ValueError:  # finite gradients, and a sum of them that is not
-        for i, row in enumerate(rows):
-            second["nonfinite"][i] = not copy_stats(_coordinates(total, row))[1]
-        blob = step.encode(total, second, 1, index, chunk, decoded, before)
+        found = codec.statistics(total, rows["offset"], rows["numel"])
+        second["nonfinite"] = [not finite for _, finite in found]
+        blob = step.encode(codec, total, second, 1, index, chunk, decoded, before)
     if step.wants_sums:
         _seal_second(step, buffer, blob, total, decoded, headers)
     return blob
@@ -106,9 +111,10 @@ def _reduce(
 
 def _second_rows(
     step: Step,
+    codec: Codec,
     chunk: Chunk,
     rows: np.ndarray,
-    mean: np.ndarray,
+    mean: Floats,
     received: list[tuple[np.ndarray, np.ndarray]],
 ) -> np.ndarray:
     """Segments of the second stage, with steps from those of the first.
@@ -122,9 +128,9 @@ def _second_rows(
     second["nonfinite"] = np.any(kinds == coding.KIND_NONFINITE, axis=0)
     raw = np.any(kinds == coding.KIND_RAW, axis=0)
     # The rest is looked at while it is encoded; what was seen until then must not be counted.
-    look = raw if step.histogram is None else np.ones(len(rows), bool)
-    for i in np.flatnonzero(look):
-        sum_sq, finite = copy_stats(_coordinates(mean, rows[i]))
+    look = np.flatnonzero(raw if step.histogram is None else np.ones(len(rows), bool))
+    found = codec.statistics(mean, rows["offset"][look], rows["numel"][look])
+    for i, (sum_sq, finite) in zip(look, found, strict=True):
         second["nonfinite"][i] = not finite
         if raw[i]:
             numel = int(rows["numel"][i])
@@ -132,26 +138,23 @@ def _second_rows(
     return second
 
 
-def _coordinates(values: np.ndarray, row: np.void) -> np.ndarray:
-    return values[int(row["offset"]) : int(row["offset"] + row["numel"])]
-
-
 def _seal_second(
     step: Step,
     buffer: ExchangeBuffer,
     blob: np.ndarray,
-    mean: np.ndarray,
-    decoded: np.ndarray,
+    mean: Floats,
+    decoded: Floats,
     headers: list[Header],
 ) -> None:
     """Passes the nodes' sums on, with the squared norms of the second stage's error added."""
-    error = np.subtract(decoded, mean, out=buffer.scratch("error", len(mean)))
+    codec, error = buffer.codec, buffer.scratch("error", len(mean))
+    codec.subtract(decoded, mean, error)
     if buffer.previous_error is None:
-        buffer.previous_error = np.zeros_like(error)
-    square, finite, change = change_stats(error, buffer.previous_error)
+        buffer.previous_error = codec.zeros(len(error))
+    square, finite, change = codec.change_stats(error, buffer.previous_error)
     if not finite:  # the sums say NaN by the nodes' own; the difference starts anew
-        error[~np.isfinite(error)] = 0
-        square, _, change = change_stats(error, buffer.previous_error)
+        codec.clear_nonfinite(error)
+        square, _, change = codec.change_stats(error, buffer.previous_error)
     count = step.transport.size
     step.seal(
         blob,

@@ -13,6 +13,7 @@ from horovod_qoda import coding
 from horovod_qoda.coding import Header, PayloadError
 from horovod_qoda.coding.payload import ONE_STREAM, RAW
 from horovod_qoda.exchange.adaptation import STAGES, Adaptation
+from horovod_qoda.exchange.codecs import Codec, Floats
 from horovod_qoda.exchange.handshake import CALL, NOT_EVERYWHERE
 from horovod_qoda.exchange.rate import header_bits
 from horovod_qoda.exchange.records import Tally
@@ -42,14 +43,14 @@ class Outgoing:
         self._longest: dict[tuple[int, int, int], int] = {}
         self._space: dict[tuple[int, int], np.ndarray] = {}
 
-    def space(self, key: tuple[int, int], chunks: Iterable[np.ndarray]) -> np.ndarray:
+    def space(self, key: tuple[int, int], chunks: Iterable[np.ndarray], codec: Codec) -> np.ndarray:
         """uint8 memory for framed payloads of these chunks' segment rows, one behind the other.
 
         The same at every exchange: the kernel clears fresh pages at a quarter of the codec's cost.
         """
         room = sum(_padded(_FRAME.size + coding.max_payload_bytes(rows)) for rows in chunks)
         if len(self._space.get(key, ())) < room:
-            self._space[key] = np.empty(room, np.uint8)
+            self._space[key] = codec.bytes(room)
         return self._space[key]
 
     def fit(self, key: tuple[int, int, int], length: int) -> int:
@@ -112,12 +113,13 @@ class Step:
     @ranged("horovod_qoda.encode")
     def encode(
         self,
-        values: np.ndarray,
+        codec: Codec,
+        values: Floats,
         rows: np.ndarray,
         stage: int,
         buffer: int,
         chunk: Chunk,
-        decoded: np.ndarray | None = None,
+        decoded: Floats | None = None,
         before: tuple[int, int] = (0, 0),
         out: np.ndarray | None = None,
     ) -> np.ndarray:
@@ -133,8 +135,8 @@ class Step:
         begin = time.perf_counter()
         key = (stage, buffer, chunk.index)
         if out is None:
-            out = self.outgoing.space((stage, buffer), [rows])
-        length = coding.encode(
+            out = self.outgoing.space((stage, buffer), [rows], codec)
+        length = codec.encode(
             values,
             rows,
             self.header(self.transport.rank, stage, buffer, chunk.index),
@@ -160,10 +162,11 @@ class Step:
     @ranged("horovod_qoda.decode")
     def decode_sum(
         self,
+        codec: Codec,
         blobs: list[np.ndarray],
         ranks: Sequence[int],
         rows: np.ndarray,
-        out: np.ndarray,
+        out: Floats,
         *,
         stage: int,
         buffer: int,
@@ -177,7 +180,7 @@ class Step:
         """
         begin = time.perf_counter()
         try:
-            headers = coding.decode_sum(
+            headers = codec.decode_sum(
                 [blob[_FRAME.size :] for blob in blobs],
                 rows,
                 out,

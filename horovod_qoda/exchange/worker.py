@@ -81,6 +81,8 @@ class Worker:
         self._thread: threading.Thread | None = None
         self._pid = os.getpid()
         self._stopping = False
+        self._under_way = 0
+        self._since = 0.0
 
     def submit(self, steps: Steps, rank: int = 0, what: str = "a job") -> Job:
         if self._pid != os.getpid():
@@ -113,7 +115,6 @@ class Worker:
 
     def _advance_jobs(self) -> None:
         active: list[Job] = []
-        since = 0.0
         pause = POLL_S / 16
         while True:
             with self._wake:
@@ -127,18 +128,16 @@ class Worker:
             progress = bool(fresh)
             for job in fresh:
                 if job.advance():
-                    if not active:
-                        since = time.perf_counter()
+                    self._began(job)
                     active.append(job)
             for job in list(active):
                 if job.handle is not None and _done(job.handle):
                     progress = True
-                    if len(active) == 1:
-                        self.collective_s += time.perf_counter() - since
-                    if not job.advance():
+                    self._came(job)
+                    if job.advance():
+                        self._began(job)
+                    else:
                         active.remove(job)
-                    elif len(active) == 1:
-                        since = time.perf_counter()
             if progress:
                 pause = POLL_S / 16
             elif active:
@@ -146,6 +145,18 @@ class Worker:
                     if not self._new:
                         self._wake.wait(pause)
                 pause = min(pause * 2, POLL_S)
+
+    def _began(self, job: Job) -> None:
+        if job.handle is not None and job.handle.collective:
+            if not self._under_way:
+                self._since = time.perf_counter()
+            self._under_way += 1
+
+    def _came(self, job: Job) -> None:
+        if job.handle is not None and job.handle.collective:
+            self._under_way -= 1
+            if not self._under_way:
+                self.collective_s += time.perf_counter() - self._since
 
 
 def _done(handle: Handle) -> bool:

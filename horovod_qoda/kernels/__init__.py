@@ -16,5 +16,18 @@ except ModuleNotFoundError as error:
     ) from error
 
 from horovod_qoda.kernels.face import Coder, copy_stats, decode, decode_sum, encode, pinned
+from horovod_qoda.kernels.intake import Intake, change_statistics, part_statistics
+from horovod_qoda.kernels.streams import Streams
 
-__all__ = ["Coder", "copy_stats", "decode", "decode_sum", "encode", "pinned"]
+__all__ = [
+    "Coder",
+    "Intake",
+    "Streams",
+    "change_statistics",
+    "copy_stats",
+    "decode",
+    "decode_sum",
+    "encode",
+    "part_statistics",
+    "pinned",
+]

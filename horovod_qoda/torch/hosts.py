@@ -22,14 +22,18 @@ _ENABLE = (
 )
 
 
-def find_hosts(process_set: Any, transport: Transport, settings: Settings) -> Hosts | None:
+def find_hosts(
+    process_set: Any, transport: Transport, settings: Settings, on_device: bool = False
+) -> Hosts | None:
     """The hosts of all ranks, where two levels are wanted or worth it; a collective call.
 
     Args:
         process_set: the optimizer's.
         transport: the same ranks'.
         settings: ``topology`` "two_level" wants them; "auto" and "measured" take them where
-            several hosts have several ranks each and Horovod may make process sets.
+            several hosts have several ranks each, Horovod may make process sets, and no rank
+            has gradients that would have to leave their device as floats.
+        on_device: whether this rank's gradients are coded on a device.
 
     Raises:
         ValueError: ``topology="two_level"`` is not possible here; says why.
@@ -39,7 +43,7 @@ def find_hosts(process_set: Any, transport: Transport, settings: Settings) -> Ho
     try:
         if settings.allocation != "none":
             raise _Impossible("allocation='lgreco' weighs whole layers, not shards of them")
-        return _hosts(process_set, transport)
+        return _hosts(process_set, transport, on_device and settings.topology != "two_level")
     except _Impossible as why:
         if settings.topology == "two_level":
             raise ValueError(f"topology='two_level' is not possible here: {why}") from None
@@ -50,14 +54,14 @@ class _Impossible(Exception):
     """Why ranks are not to be grouped by hosts."""
 
 
-def _hosts(process_set: Any, transport: Transport) -> Hosts:
+def _hosts(process_set: Any, transport: Transport, averse: bool) -> Hosts:
     if transport.size == 1:
         raise _Impossible("there is one rank")
     if int(process_set.process_set_id) != 0:
         raise _Impossible("the optimizer has a process set of its own")
     dynamic = os.environ.get("HOROVOD_DYNAMIC_PROCESS_SETS", "0") not in ("", "0")
-    mine = np.array([zlib.crc32(socket.gethostname().encode()), dynamic], np.int64)
-    table = transport.allgather("horovod_qoda.hosts", mine).wait().reshape(-1, 2)
+    mine = np.array([zlib.crc32(socket.gethostname().encode()), dynamic, averse], np.int64)
+    table = transport.allgather("horovod_qoda.hosts", mine).wait().reshape(-1, 3)
     hosts = table[:, 0]
     sizes = np.unique(hosts, return_counts=True)[1]
     places = np.array([np.count_nonzero(hosts[:r] == hosts[r]) for r in range(len(hosts))])
@@ -68,6 +72,8 @@ def _hosts(process_set: Any, transport: Transport) -> Hosts:
         raise _Impossible(f"hosts have from {sizes.min()} to {sizes.max()} ranks")
     if each == 1:
         raise _Impossible("every host has one rank")
+    if table[:, 2].any():
+        raise _Impossible("gradients that are coded on devices would pass the host as float32")
     if not table[:, 1].all():
         if transport.rank == 0:
             logger().info(

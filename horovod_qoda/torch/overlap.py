@@ -7,6 +7,8 @@ unscaling. The first steps therefore exchange at ``synchronize()`` and watch.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,13 +38,10 @@ class Witness(NamedTuple):
     def of(cls, gradient: torch.Tensor) -> Witness:
         return cls(_values(gradient).data_ptr(), gradient._version, _sample(gradient).clone())
 
-    def matches(self, gradient: torch.Tensor | None) -> bool:
-        return (
-            gradient is not None
-            and _values(gradient).data_ptr() == self.pointer
-            and gradient._version == self.version
-            and _same(_sample(gradient), self.sample)
-        )
+    def is_of(self, gradient: torch.Tensor) -> bool:
+        """Whether it is this very tensor, unchanged as far as its version says."""
+        same = _values(gradient).data_ptr() == self.pointer
+        return same and gradient._version == self.version
 
 
 def _values(gradient: torch.Tensor) -> torch.Tensor:
@@ -55,8 +54,21 @@ def _sample(gradient: torch.Tensor) -> torch.Tensor:
     return flat[:: max(1, flat.numel() // SAMPLES)][:SAMPLES]
 
 
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.shape == b.shape and bool(torch.equal(a.nan_to_num(), b.nan_to_num()))
+def changed(witnesses: Mapping[int, Witness], gradients: Sequence[torch.Tensor | None]) -> set[int]:
+    """Layers whose gradient is not as it was when its hook fired; one wait for each device."""
+    found, asked = set(), defaultdict(list)
+    for layer, witness in witnesses.items():
+        now = gradients[layer]
+        sample = _sample(now) if now is not None and witness.is_of(now) else None
+        if sample is None or sample.shape != witness.sample.shape:
+            found.add(layer)
+        else:
+            same = (sample.nan_to_num() == witness.sample.nan_to_num()).all()
+            asked[sample.device].append((layer, same))
+    for answers in asked.values():
+        flags = torch.stack([same for _, same in answers]).tolist()
+        found |= {layer for (layer, _), same in zip(answers, flags, strict=True) if not same}
+    return found
 
 
 class OverlapRule:
@@ -121,13 +133,9 @@ class OverlapRule:
         """
         if self.decided and not self.on:
             return
-        for layer, gradient in enumerate(gradients):
-            count = self._fired.get(layer, 0)
-            bad = count not in (0, passes) or (
-                layer in self._witness
-                and not (self.on and in_place)
-                and not self._witness[layer].matches(gradient)
-            )
+        differ = set() if self.on and in_place else changed(self._witness, gradients)
+        for layer in range(len(gradients)):
+            bad = self._fired.get(layer, 0) not in (0, passes) or layer in differ
             if bad and self.on:
                 raise OverlapError(
                     f"the gradient of {self._names[layer]!r} was changed (scaled, clipped, zeroed "

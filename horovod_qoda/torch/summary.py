@@ -18,6 +18,8 @@ def summarize(carrier: Carrier, record: ExchangeRecord, ranks: int) -> None:
             f"{record.wire_bytes:,} bytes a rank and step"
         )
         return
+    for sentence in carrier.exchange.routes.placement.describe():
+        logger().info(sentence)
     layout = carrier.layout
     quantized = [x for x in layout.layers if not layout.types[x.type].raw]
     why = Counter(x.why_raw for x in layout.layers if x.why_raw)

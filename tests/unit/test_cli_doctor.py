@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from horovod_qoda import cost
-from horovod_qoda.cli import doctor, installation, mpi, verdict
+from horovod_qoda.cli import devices, doctor, installation, mpi, verdict
 from horovod_qoda.cli.findings import BROKEN, NOTE, OK, Finding, broken
 from horovod_qoda.cli.speed import Codec, Network, codec, machine
 
@@ -177,3 +177,19 @@ def test_only_one_rank_speaks_and_the_file_has_everything(tmp_path, capsys):
     assert printed.count("wrong") == 1 and "1 broken" in printed
     assert json.loads((tmp_path / "True.json").read_text())["findings"][0]["remedy"] == "mend it"
     assert not (tmp_path / "False.json").exists()
+
+
+def test_devices_say_by_what_their_gradients_are_coded(monkeypatch):
+    monkeypatch.delenv("HOROVOD_QODA_KERNELS", raising=False)
+    (none,) = devices.cuda([], "12.8")
+    assert none.status == OK and "no device here (PyTorch for CUDA 12.8" in none.text
+    (good, bad) = devices.cuda(["A", "B"], "12.8", {"cuda:0": "", "cuda:1": "of x"}.get)
+    assert good.status == OK and "cuda:0 (A)" in good.text and "pinned host memory" in good.text
+    assert bad.status == NOTE and "copied to the host as float32" in bad.text
+    assert "because of x" in bad.text
+    monkeypatch.setenv("HOROVOD_QODA_KERNELS", "native")
+    (asked,) = devices.cuda(["A"], "12.8", lambda device: "")
+    assert "=native asks for it" in asked.text and asked.remedy == "HOROVOD_QODA_KERNELS=auto"
+    monkeypatch.setenv("HOROVOD_QODA_KERNELS", "gpu")
+    (refused,) = devices.cuda(["A"], "12.8")
+    assert refused.status == BROKEN and "auto, native or triton" in refused.text

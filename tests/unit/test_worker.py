@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from horovod_qoda.exchange.worker import Job, Worker
-from horovod_qoda.transport import local_transports
+from horovod_qoda.transport import Handle, local_transports
 from tests.threads import in_threads
 
 
@@ -56,7 +56,7 @@ def test_an_exception_surfaces_in_wait_and_the_worker_goes_on():
 
 
 def test_a_failed_collective_ends_its_job():
-    class Broken:
+    class Broken(Handle):
         def done(self):
             raise OSError("link down")
 
@@ -69,6 +69,32 @@ def test_a_failed_collective_ends_its_job():
     worker = Worker("w")
     with pytest.raises(OSError, match="link down"):
         worker.submit(run()).wait()
+
+
+def test_waiting_for_gradients_is_no_time_of_collectives():
+    class Slow(Handle):
+        def __init__(self, collective):
+            self.collective, self.until = collective, time.perf_counter() + 0.2
+
+        def done(self):
+            return time.perf_counter() > self.until
+
+        def result(self):
+            return None
+
+    def run(collective):
+        yield Slow(collective)
+
+    worker = Worker("w")
+    worker.submit(run(False)).wait()
+    assert worker.collective_s == 0.0
+    begin = time.perf_counter()
+    jobs = [worker.submit(run(True)), worker.submit(run(True)), worker.submit(run(False))]
+    for each in jobs:
+        each.wait()
+    worker.stop()
+    took = time.perf_counter() - begin
+    assert 0.15 < worker.collective_s <= took, "two at once count once"
 
 
 def test_the_thread_ends_when_stopped_and_starts_again():

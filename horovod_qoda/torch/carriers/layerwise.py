@@ -21,7 +21,8 @@ class LayerwiseCarrier(Carrier):
     Args:
         scale: 1 for the mean, the number of ranks for the sum.
         aux: gives the scalar that rank 0 sends along.
-        find_hosts: which ranks share hosts, under these settings; a collective call.
+        find_hosts: which ranks share hosts, under these settings, given whether gradients are coded
+            on a device here; a collective call.
         kinds: kinds of layers by name, where their modules are known.
     """
 
@@ -37,12 +38,13 @@ class LayerwiseCarrier(Carrier):
         wants_sums: bool,
         sparse_as_dense: bool,
         aux: Callable[[], float] | None,
-        find_hosts: Callable[[Settings], Hosts | None],
+        find_hosts: Callable[[Settings, bool], Hosts | None],
         kinds: dict[str, str],
     ) -> None:
         self._described = [
             (n, tuple(p.shape), str(p.dtype)) for n, p in zip(names, parameters, strict=True)
         ]
+        self._parameters = parameters
         self.wants_sums = wants_sums
         self._settings, self._transport, self._number = settings, transport, number
         self._scale = scale
@@ -61,6 +63,8 @@ class LayerwiseCarrier(Carrier):
         self.name = self.exchange.name
 
     def settle(self, sparse: np.ndarray) -> None:
+        if self._devices != [p.device for p in self._parameters]:
+            self._lay_out()  # models are moved to their device after they were wrapped, too
         self._agree()
         if not self._sparse_as_dense:
             mine = sparse.astype(np.uint8)
@@ -111,12 +115,14 @@ class LayerwiseCarrier(Carrier):
 
     def result(self, layer: int, p: torch.Tensor) -> Result:
         def wait() -> torch.Tensor:
-            mean = torch.from_numpy(self.exchange.mean(self._place[layer])).view(p.shape)
+            mean = self.exchange.mean(self._place[layer])
+            if isinstance(mean, np.ndarray):
+                mean = torch.from_numpy(mean)
             assert p.grad is not None
             # Copied into the gradient's own memory: Horovod makes p.grad an alias of what is
             # returned, and the buffer is written again by the next exchange.
-            out = torch.empty(p.shape, dtype=p.dtype) if p.grad.is_sparse else p.grad
-            out.copy_(mean)
+            out = torch.empty_like(p) if p.grad.is_sparse else p.grad
+            out.copy_(mean.view(p.shape))
             return out.mul_(self._scale) if self._scale != 1 else out
 
         return wait, None
@@ -177,7 +183,8 @@ class LayerwiseCarrier(Carrier):
         if self._looked_for == self._settings.topology:
             return
         # Only now is it certain that all ranks look.
-        self._hosts = self._find_hosts(self._settings)
+        on_device = bool(self.exchange.routes.placement.codecs)
+        self._hosts = self._find_hosts(self._settings, on_device)
         self._looked_for = self._settings.topology
         if self._hosts is not None:
             self._replace_exchange(self._settings)
@@ -189,8 +196,9 @@ class LayerwiseCarrier(Carrier):
         sparse = [self._described[i][0] for i in sorted(self._sparse)]
         described = [self._described[i] for i in dense]
         layout = layouts.build(described, self._settings, sparse, self._kinds)
+        self._devices = [p.device for p in self._parameters]
         self.exchange = Exchange(
             layout, self._settings, self._transport, self._number, self.wants_sums, self._aux,
-            self._hosts,
+            self._hosts, [self._devices[i] for i in dense],
         )  # fmt: skip
         self.layout = layout

@@ -1,0 +1,67 @@
+"""By what gradients on CUDA devices are coded in this process, and how their payloads travel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from horovod_qoda.cli.findings import BROKEN, NOTE, Finding
+from horovod_qoda.cli.installation import version
+from horovod_qoda.exchange import placement
+
+TRAVEL = "payloads travel by MPI from pinned host memory (never as CUDA tensors through NCCL)"
+
+
+def found_here() -> tuple[list[str], str]:
+    """(names of this process's CUDA devices in the order of their numbers, PyTorch's CUDA)."""
+    try:
+        import torch
+    except ImportError:
+        return [], ""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [torch.cuda.get_device_name(i) for i in range(count)], torch.version.cuda or ""
+
+
+def cuda(
+    names: list[str], built_with: str, why_not: Callable[[str], str] = placement.why_not
+) -> Iterator[Finding]:
+    """What :func:`found_here` means for a job.
+
+    Args:
+        why_not: why the kernels cannot be used on a device; empty where they can.
+    """
+    triton = version("triton")
+    about = f"Triton {triton or 'missing'}"
+    try:
+        mode = placement.wanted()
+    except ValueError as error:
+        yield Finding("cuda", str(error), BROKEN, f"unset {placement.VARIABLE}")
+        return
+    if not names:
+        torch = f"PyTorch for CUDA {built_with}" if built_with else "PyTorch without CUDA"
+        yield Finding("cuda", f"no device here ({torch}, {about}); gradients are coded by the CPU")
+        return
+    for index, name in enumerate(names):
+        why = f"{placement.VARIABLE}=native asks for it" if mode == "native" else ""
+        why = why or why_not(f"cuda:{index}")
+        if not why:
+            yield Finding(
+                "cuda",
+                f"cuda:{index} ({name}): gradients are coded there by {about}, checked against "
+                f"the native codec; {TRAVEL}",
+            )
+            continue
+        yield Finding(
+            "cuda",
+            f"cuda:{index} ({name}): gradients are copied to the host as float32 and coded by the "
+            f"CPU, because {why}",
+            NOTE,
+            _remedy(mode, triton),
+        )
+
+
+def _remedy(mode: str, triton: str) -> str:
+    if mode == "native":
+        return f"{placement.VARIABLE}=auto"
+    if not triton:
+        return "pip install horovod-qoda[gpu]"
+    return "please report it with this line; jobs are right all the same, and slower"

@@ -1,0 +1,120 @@
+"""The exchange's arithmetic on one device: the kernels, and PyTorch for what needs none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from horovod_qoda import kernels
+from horovod_qoda.coding import Header
+from horovod_qoda.exchange.codecs import Codec, Intake, Places, Statistics
+
+
+class _Intake(kernels.Intake, Intake):
+    pass
+
+
+class DeviceCodec(Codec):
+    """Float32 tensors on one device; payloads are bytes in pinned memory of the host.
+
+    Gradients may be put from any thread; all else is called by one thread at a time, the exchange's
+    worker or, between two exchanges, the training thread. Methods that return a number or bytes
+    wait for the device on the host; the others queue.
+
+    Args:
+        device: of CUDA, or the CPU where Triton's interpreter is on.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.streams = kernels.Streams(device)
+        self.coder = kernels.Coder(device)
+
+    def zeros(self, size: int) -> torch.Tensor:
+        with self.streams.working():
+            return torch.zeros(size, dtype=torch.float32, device=self.device)
+
+    def bytes(self, size: int) -> np.ndarray:
+        return self._pinned(size, torch.uint8)
+
+    def intake(self, values: torch.Tensor, starts: np.ndarray, numel: np.ndarray) -> Intake:
+        return _Intake(self.streams, values, starts, numel)
+
+    def statistics(self, values: torch.Tensor, starts: Places, numel: Places) -> list[Statistics]:
+        with self.streams.working():
+            return kernels.part_statistics(self.coder, values, starts, numel)
+
+    def change_stats(self, now: torch.Tensor, before: torch.Tensor) -> tuple[float, bool, float]:
+        with self.streams.working():
+            return kernels.change_statistics(self.coder, now, before)
+
+    def subtract(self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+        with self.streams.working():
+            torch.sub(a, b, out=out)
+
+    def clear_nonfinite(self, values: torch.Tensor) -> None:
+        with self.streams.working():
+            values.nan_to_num_(0.0, 0.0, 0.0)
+
+    def copy(self, source: torch.Tensor, into: torch.Tensor) -> None:
+        with self.streams.working():
+            into.copy_(source)
+
+    def encode(
+        self,
+        values: torch.Tensor,
+        rows: np.ndarray,
+        header: Header,
+        out: np.ndarray,
+        *,
+        decoded: torch.Tensor | None,
+        threads: int,
+        **settings: Any,
+    ) -> int:
+        with self.streams.working():
+            length = kernels.encode(
+                values, rows, header, torch.from_numpy(out), **settings, **self._place
+            )
+            if decoded is not None:
+                settings.pop("histogram")
+                payload = out[:length]
+                kernels.decode(payload, rows, decoded, expect=header, **settings, **self._place)
+        return length
+
+    def decode_sum(
+        self,
+        payloads: list[np.ndarray],
+        rows: np.ndarray,
+        out: torch.Tensor,
+        *,
+        threads: int,
+        **settings: Any,
+    ) -> list[Header]:
+        with self.streams.working():
+            return kernels.decode_sum(payloads, rows, out, **settings, **self._place)
+
+    def host_room(self, values: torch.Tensor) -> np.ndarray:
+        return self._pinned(len(values), torch.float32)
+
+    def fetch(self, values: torch.Tensor, into: np.ndarray | None = None) -> np.ndarray:
+        with self.streams.working():
+            if into is None:
+                return values.to("cpu", copy=True).numpy()
+            torch.from_numpy(into).copy_(values)
+            return into
+
+    def load(self, array: np.ndarray, into: torch.Tensor) -> None:
+        with self.streams.working():
+            into.copy_(torch.from_numpy(array))
+
+    def release(self) -> None:
+        self.streams.follow()
+
+    @property
+    def _place(self) -> dict[str, Any]:
+        return {"stream": self.streams.work, "coder": self.coder}
+
+    def _pinned(self, size: int, dtype: torch.dtype) -> np.ndarray:
+        return torch.empty(size, dtype=dtype, pin_memory=self.device.type == "cuda").numpy()
