@@ -1,6 +1,8 @@
 """Two levels between threads: hosts of several ranks that sum inside and code across."""
 
 import random
+import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from horovod_qoda.exchange import Exchange
 from horovod_qoda.exchange.two_level import shard
 from horovod_qoda.layout import build
 from horovod_qoda.settings import Settings
+from horovod_qoda.torch import hosts
 from horovod_qoda.transport import local_hosts, local_transports
 from tests.threads import in_threads
 
@@ -230,3 +233,21 @@ def test_two_level_without_hosts_is_refused():
     settings = Settings(topology="two_level")
     with pytest.raises(ValueError, match="share a host"):
         Exchange(layout_of(settings), settings, local_transports(1)[0], 0).put(0, None)
+
+
+@pytest.mark.parametrize("averse", [(False, False, False, True), (False,) * 4])
+def test_a_rank_with_gradients_on_a_device_keeps_all_from_summing_by_hosts(monkeypatch, averse):
+    monkeypatch.delenv("HOROVOD_DYNAMIC_PROCESS_SETS", raising=False)
+    here = threading.local()
+    monkeypatch.setattr(hosts.socket, "gethostname", lambda: here.name)
+
+    def rank(transport):
+        here.name = f"host{transport.rank // 2}"
+        everyone = SimpleNamespace(process_set_id=0)
+        with pytest.raises(hosts._Impossible) as why:
+            hosts._hosts(everyone, transport, averse[transport.rank])
+        return str(why.value)
+
+    reasons = set(in_threads(local_transports(4), rank))
+    assert len(reasons) == 1
+    assert ("coded on devices" if any(averse) else "no process sets") in reasons.pop()
