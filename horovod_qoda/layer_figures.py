@@ -7,6 +7,7 @@ the bytes that the exchange really sent are apportioned by the result: they add 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,7 +86,7 @@ def _layer(
 ) -> tuple[float, float, float]:
     if row["quantizer"] == RAW:
         return 32.0, np.nan, 0.0
-    values = sample(buffer, layer)
+    values = sample(buffer.span(layer), buffer.codec.fetch)
     squares = float(np.sum(values.astype(np.float64) ** 2))
     if row["nonfinite"] or not squares > 0:
         return 0.0, 0.0, np.nan
@@ -125,9 +126,11 @@ def coded_bits(counts: np.ndarray, table: np.ndarray | None) -> float:
     return float((counts[used] @ lengths + 8 * counts[0]) / total)
 
 
-def sample(buffer: ExchangeBuffer, layer: int) -> np.ndarray:
-    """Up to `WINDOWS` windows of `WINDOW` coordinates, spread evenly over a layer; float32 copy."""
-    values, fetch = buffer.span(layer), buffer.codec.fetch
+def sample(values: Any, fetch: Callable[[Any], np.ndarray] = np.asarray) -> np.ndarray:
+    """Up to `WINDOWS` windows of `WINDOW` coordinates, spread evenly over a layer; float32 copy.
+
+    ``fetch`` brings a slice of ``values`` into the host's memory.
+    """
     if len(values) <= WINDOW * WINDOWS:
         return fetch(values).copy()
     starts = np.linspace(0, len(values) - WINDOW, WINDOWS).astype(int).tolist()

@@ -104,7 +104,7 @@ def _layer(
     figures: dict[str, list[float]],
 ) -> LayerReport:
     layer = exchange.layout.layers[index]
-    values = layer_figures.sample(buffer, index).astype(np.float64)
+    values = layer_figures.sample(buffer.span(index), buffer.codec.fetch).astype(np.float64)
     squares = float(values @ values)
     if row["quantizer"] in (LEVELS, MAXMIN):
         size = int(row["bucket"]) or values.size
