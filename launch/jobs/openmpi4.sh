@@ -16,6 +16,8 @@ if [ $# -eq 0 ]; then echo "usage: $0 [--dry-run] PROGRAM ARGS" >&2; exit 2; fi
 command=(mpirun -np "$NP" -H "$HOSTS" --bind-to none --map-by slot)
 # TCP, as Horovod advises. On InfiniBand replace this line by:  command+=(--mca pml ucx)
 command+=(--mca pml ob1 --mca btl ^openib)
+# Over slow links often 1.5 times as fast (docs/hpc.md):
+#                        command+=(--mca btl_tcp_eager_limit 8388608)
 if [ -n "$INTERFACES" ]; then
   # Of the ranks' messages, and of the launcher's own.
   command+=(--mca btl_tcp_if_include "$INTERFACES" --mca oob_tcp_if_include "$INTERFACES")
