@@ -34,11 +34,15 @@ CONFIGS: dict[str, tuple[str, ...]] = {
     "default (auto, 3 bits)": (),
     "auto, 3 bits, L-GreCo": ("--allocation", "lgreco"),
     "auto, 1.5 bits": ("--bits", "1.5"),
+    "auto, 1.5 bits, L-GreCo": ("--bits", "1.5", "--allocation", "lgreco"),
     "auto, 1 bit": ("--bits", "1"),
     "dithered, 3 bits": ("--quantizer", "dithered"),
     "PowerSGD, rank 8": ("--quantizer", "powersgd", "--low-rank", "8"),
     "PowerSGD, L-GreCo ranks": (
         "--quantizer", "powersgd", "--low-rank", "8", "--allocation", "lgreco",
+    ),
+    "PowerSGD, L-GreCo ranks from 16": (
+        "--quantizer", "powersgd", "--low-rank", "16", "--allocation", "lgreco",
     ),
     "PowerSGD, L-GreCo ranks, relative": (
         "--quantizer", "powersgd", "--low-rank", "8", "--allocation", "lgreco",
@@ -50,6 +54,8 @@ WGAN = ("fp32", "fp16", "global uniform", "default (auto, 3 bits)")
 
 PAIRS = (
     ("auto, 1.5 bits", "global adaptive"),
+    ("auto, 1.5 bits, L-GreCo", "global adaptive"),
+    ("auto, 1.5 bits, L-GreCo", "global uniform"),
     ("auto, 1 bit", "global adaptive"),
     ("auto, 1 bit", "global uniform"),
     ("layer-wise adaptive, L-GreCo", "global adaptive"),
@@ -57,6 +63,7 @@ PAIRS = (
     ("layer-wise adaptive, L-GreCo, relative", "global adaptive"),
     ("layer-wise adaptive, L-GreCo, relative", "global uniform"),
     ("PowerSGD, L-GreCo ranks", "PowerSGD, rank 8"),
+    ("PowerSGD, L-GreCo ranks from 16", "PowerSGD, rank 8"),
     ("PowerSGD, L-GreCo ranks, relative", "PowerSGD, rank 8"),
 )
 """Layer-wise with L-GreCo against its global counterpart."""
