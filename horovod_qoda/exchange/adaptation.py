@@ -42,6 +42,9 @@ EARLY_ALLOCATIONS = (19, 99, 499)
 """Updates at which L-GreCo runs before its turn every ``UPDATE_EVERY`` exchanges; the first as soon
 as there are gradients to average that are not those of the very start."""
 
+_PAID = (0.9, 1.1)
+"""Limits of payload bits over entropy where level layers, whose norms travel too, have a part."""
+
 _PROBE = 0.5
 """Octaves by which the step is refined to see how the rate answers."""
 
@@ -68,6 +71,8 @@ class Adaptation:
         factors: step over RMS, one for each distinct ``bits`` among the one-stream types.
         slope: bits a coordinate that halving all steps would add.
         wanted: bits a coordinate that all one-stream layers together should take.
+        weights: for each of ``factors``, coordinates that were not all zero at the last update,
+            over ranks; int64 in units of 1 / 1024.
         bits: per layer, the rate that L-GreCo gave it, or its own; float64, nan for raw layers.
         saved: per layer, the rate expected of ``bits`` over that of the layer's own; float64.
         reconstruction: per layer, ``ROUNDED`` or ``DITHERED``.
@@ -83,16 +88,19 @@ class Adaptation:
         kinds = layout.types
         self._rates = sorted({t.bits for t in kinds if not t.raw and not t.levels})
         self._rate_of_type = np.array(
-            [self._rates.index(t.bits) if t.bits in self._rates else -1 for t in kinds], np.int64
+            [-1 if t.raw or t.levels else self._rates.index(t.bits) for t in kinds], np.int64
         )
         self._type_of_layer = np.array([x.type for x in layout.layers], np.int64)
         self._free = np.array([kinds[x.type].quantizer == "auto" for x in layout.layers], bool)
         self._table_of_type = np.array([layout.table(i) for i in range(len(kinds))], np.int64)
         self.factors = np.array([step_factor(bits) for bits in self._rates])
-        self.slope = self.wanted = 1.0
         own = [kinds[x.type].bits for x in layout.layers]
         self.bits = np.where([kinds[x.type].raw for x in layout.layers], np.nan, own)
         self.saved = np.ones(len(layout.layers))
+        self.slope = 1.0
+        numel, wanted = self._groups()
+        self.wanted = float(np.average(wanted, weights=numel)) if numel.any() else 1.0
+        self.weights = np.zeros(len(self._rates), np.int64)
         self.reconstruction = np.array(
             [DITHERED if kinds[x.type].quantizer == "dithered" else ROUNDED for x in layout.layers],
             np.uint8,
@@ -146,6 +154,7 @@ class Adaptation:
             "symbols": symbols,
             "seen": self.look(buffers),
             "slopes": self.slopes(buffers),
+            "nonfinite": np.array([np.count_nonzero(~b.finite) for b in buffers], np.int64),
         }
         amounts = histograms(self._layout, buffers)
         if self._allocates and is_allocation(exchange):
@@ -204,7 +213,8 @@ class Adaptation:
         symbols = counts["symbols"]
         if "rates" in amounts:
             self._allocate(amounts)
-        self._weigh_rates(symbols, told, counts["slopes"])
+        if not counts["nonfinite"].any():  # the rest alone would say what they have no part in
+            self._weigh_rates(symbols, told, counts["slopes"])
         count, zeros, rounding = counts["seen"].T
         known = self._free & (count > 0)
         dither = (rounding / 2**20 > count / 12) & (zeros < ZERO_SHARE * count)
@@ -280,13 +290,18 @@ class Adaptation:
             bits / entropy if entropy else 1.0
             for bits, entropy in zip(rate.rates_to_steer_by(told), pooled, strict=True)
         ]
+        if self._layout.slots:
+            paid = np.clip(paid, *_PAID).tolist()
         numel, wanted = self._groups()
         gained, sampled, weight = slopes.T
         answers = np.divide(gained, weight, out=np.ones(len(numel)), where=weight > 0)
         answers = np.clip(answers, *rate.SLOPES)
-        if weight.any():  # layers that are all zero take nothing, and count for nothing
+        # Layers that are all zero take nothing, and count for nothing once they are it twice.
+        counted = np.maximum(weight, self.weights)
+        if weight.any():
             self.slope = float(np.average(answers, weights=weight))
-            self.wanted = float(np.average(wanted, weights=weight))
+            self.wanted = float(np.average(wanted, weights=counted))
+            self.weights = weight.copy()
         changes = np.full(len(numel), np.nan)
         for group in range(len(numel)):
             types = np.flatnonzero(self._rate_of_type == group)
@@ -307,7 +322,8 @@ class Adaptation:
                 changes[group] = np.clip(error, -rate.MAX_CHANGE, rate.MAX_CHANGE)
         if not self._layout.slots:  # what they have in common follows the payloads' lengths
             changes = rate.apart(changes, numel * answers)
-        self.factors = self.factors * np.exp2(np.nan_to_num(changes))
+        moved = self.factors * np.exp2(np.nan_to_num(changes))
+        self.factors = np.clip(moved, *rate.FACTORS)
 
     def _groups(self) -> tuple[np.ndarray, np.ndarray]:
         """Coordinates and wanted bits of each group of types, float64 [groups] each."""
@@ -327,6 +343,7 @@ class Adaptation:
             "factors": self.factors.tolist(),
             "slope": self.slope,
             "wanted": self.wanted,
+            "weights": self.weights.tolist(),
             "bits": [None if np.isnan(b) else b for b in self.bits.tolist()],
             "saved": self.saved.tolist(),
             "levels": [sequence.tolist() for sequence in self.levels],
@@ -346,6 +363,7 @@ class Adaptation:
             )
         self.factors = np.array(state["factors"])
         self.slope, self.wanted = float(state["slope"]), float(state["wanted"])
+        self.weights = np.array(state["weights"], np.int64)
         self.bits = np.array([np.nan if b is None else b for b in state["bits"]])
         self.saved = np.array(state["saved"])
         self.levels = [np.array(sequence, np.float32) for sequence in state["levels"]]

@@ -44,11 +44,20 @@ BITS, COORDINATES, LIVE, HEADERS = range(4)
 they stand for; those of them in layers that were not all zero; and bits of their headers."""
 
 
-def header_bits(rows: np.ndarray) -> int:
-    """Bits of a payload's header, tables of segments and blocks, and coder states."""
-    coordinates = int(rows["numel"].sum())
-    blocks = -(-coordinates // BLOCK)
-    return 8 * (HEADER + SEGMENT * len(rows) + (BLOCK_ROW + STATES) * blocks)
+def header_bits(segments: int, live: int) -> int:
+    """Bits of a payload's header, tables of segments and blocks, and coder states.
+
+    Args:
+        segments: those that are not raw by layout.
+        live: their coordinates, without segments that are all zero or not finite.
+    """
+    blocks = -(-live // BLOCK)
+    return 8 * (HEADER + SEGMENT * segments + (BLOCK_ROW + STATES) * blocks)
+
+
+def raw_bits(coordinates: int) -> int:
+    """Bits that coordinates of raw layers take in a payload, with their rows of the block table."""
+    return 32 * coordinates + 8 * BLOCK_ROW * -(-coordinates // BLOCK)
 
 
 def rates_to_steer_by(told: np.ndarray) -> list[float]:

@@ -11,11 +11,11 @@ import numpy as np
 
 from horovod_qoda import coding
 from horovod_qoda.coding import Header, PayloadError
-from horovod_qoda.coding.payload import ONE_STREAM, RAW
+from horovod_qoda.coding.payload import RAW
 from horovod_qoda.exchange.adaptation import STAGES, Adaptation
 from horovod_qoda.exchange.codecs import Codec, Floats
 from horovod_qoda.exchange.handshake import CALL, NOT_EVERYWHERE
-from horovod_qoda.exchange.rate import header_bits
+from horovod_qoda.exchange.rate import header_bits, raw_bits
 from horovod_qoda.exchange.records import Tally
 from horovod_qoda.layout import Chunk, Layout
 from horovod_qoda.ranges import ranged
@@ -150,8 +150,9 @@ class Step:
         framed = _FRAME.size + length
         capacity = self.outgoing.fit(key, framed)
         finite, raw = rows["nonfinite"] == 0, rows["quantizer"] == RAW
-        live = finite & ~raw & ((rows["quantizer"] != ONE_STREAM) | (rows["step"] != 0))
-        bits = 8 * length - 32 * int(rows["numel"][raw & finite].sum())
+        _, kinds = coding.steps(out[_FRAME.size : framed])
+        live = finite & ~raw & (kinds != coding.KIND_ZERO)
+        bits = 8 * length - raw_bits(int(rows["numel"][raw & finite].sum()))
         count = int(rows["numel"][live].sum())
         _FRAME.pack_into(out.data, 0, capacity, bits, count, *before)
         out[framed:capacity] = 0
@@ -202,12 +203,13 @@ class Step:
     def hear(self, blob: np.ndarray, rows: np.ndarray, stage: int) -> None:
         """Counts a payload that all ranks receive, and those whose mean it is."""
         _, bits, live, bits_before, live_before = _FRAME.unpack_from(blob.data)
-        count = int(rows["numel"][rows["quantizer"] != RAW].sum())
-        headers = header_bits(rows)
-        self.told[stage] += bits, count, live, headers
+        quantized = rows["quantizer"] != RAW
+        count, segments = int(rows["numel"][quantized].sum()), int(quantized.sum())
+        self.told[stage] += bits, count, live, header_bits(segments, live)
         if stage:
             ranks = self.transport.size
-            self.told[stage - 1] += bits_before, ranks * count, live_before, ranks * headers
+            headers = ranks * header_bits(segments, live_before // ranks)
+            self.told[stage - 1] += bits_before, ranks * count, live_before, headers
 
     def seal(self, blob: np.ndarray, sum_sq: float, sum_sq_diff: float, aux: float) -> None:
         """Writes the three scalars into a payload of this rank."""

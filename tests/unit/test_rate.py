@@ -6,7 +6,6 @@ import random
 import numpy as np
 import pytest
 
-from horovod_qoda.coding import SEGMENT
 from horovod_qoda.exchange import Exchange, rate
 from horovod_qoda.layout import build
 from horovod_qoda.settings import Settings
@@ -80,9 +79,7 @@ def test_mean_rate_is_of_stages_that_coded():
 
 
 def test_headers_of_a_tiny_model_are_allowed_on_top():
-    rows = np.zeros(1, SEGMENT)
-    rows["numel"] = 1024
-    headers, entropy = rate.header_bits(rows), 3 * 1024
+    headers, entropy = rate.header_bits(1, 1024), 3 * 1024
     assert headers == 8 * 196
     (left,) = rate.rates_to_steer_by(np.array([[entropy + headers, 1024, 1024, headers]]))
     assert left == pytest.approx(1.1 * 3, rel=0.06)
@@ -143,7 +140,7 @@ def test_every_rank_hears_what_all_payloads_took(topology):
         told = results[0][0][number]
         assert all((r[0][number] == told).all() for r in results)
         # What all ranks sent, but for the raw layer, which is a flag where it has a NaN.
-        raw = 0 if number == 7 else 32 * 100 * (3 if stages == 1 else 4)
+        raw = 0 if number == 7 else rate.raw_bits(100) * (3 if stages == 1 else 4)
         sent = 8 * sum(r[1][number].payload_bytes for r in results)
         assert told[:, rate.BITS].sum() == sent - raw
         for stage, payloads in zip(range(stages), (3, 1), strict=False):
@@ -153,3 +150,89 @@ def test_every_rank_hears_what_all_payloads_took(topology):
     wanted = (3 * 96 + 4 * 64) / (96 + 64)
     mean = np.mean([rate.rates_to_steer_by(x) for x in results[0][0][50:]])
     assert mean == pytest.approx(wanted, rel=0.02)
+
+
+def factors_of(shapes, settings, gradients, exchanges):
+    """Factors, wanted bits and coded bits after every exchange of two ranks."""
+    import torch
+
+    def rank(transport):
+        layout = build([(n, s, "torch.float32") for n, s in shapes], settings)
+        exchange, out = Exchange(layout, settings, transport, 0), []
+        exchange.agree()
+        try:
+            for number in range(exchanges):
+                rng = np.random.default_rng([transport.rank, number])
+                for layer, g in enumerate(gradients(rng, number)):
+                    exchange.put(layer, torch.from_numpy(g.astype(np.float32)))
+                for layer in range(len(shapes)):
+                    exchange.mean(layer)
+                bits = exchange.finish()[0].coded_bits
+                adaptation = exchange.adaptation
+                out.append((adaptation.factors.copy(), adaptation.wanted, bits))
+        finally:
+            exchange.close()
+        return out
+
+    return in_threads(local_transports(2), rank)[0]
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [{"quantizer": "maxmin", "bucket_size": 16}, {"quantizer": "uniform", "bits": 4.0}],
+    ids=["norms", "zeros"],
+)
+def test_layers_with_levels_do_not_drive_the_others_steps_away(quantizer):
+    zero = quantizer["quantizer"] == "uniform"
+    settings = Settings(topology="allgather", rules={"emb": quantizer})
+    shapes = [("emb", (256, 512)), ("w", (64, 512))]
+
+    def gradients(rng, number):
+        return [(not zero) * rng.standard_normal(shapes[0][1]), rng.standard_normal(shapes[1][1])]
+
+    out = factors_of(shapes, settings, gradients, 60)
+    plain = Settings(topology="allgather")
+    alone = factors_of(shapes[1:], plain, lambda rng, n: gradients(rng, n)[1:], 60)
+    assert abs(np.log2(out[-1][0] / alone[-1][0])).max() < 0.35
+
+
+@pytest.mark.parametrize("bad", [np.inf, 0.0], ids=["non-finite", "zero"])
+def test_one_odd_update_does_not_change_what_is_wanted(bad):
+    settings = Settings(topology="allgather", rules={"head": {"bits": 8}})
+    shapes = [("head", (16, 512)), ("body", (256, 512))]
+
+    def gradients(rng, number):
+        head, body = (rng.standard_normal(shape) for _, shape in shapes)
+        if number == 19:
+            body = np.full_like(body, bad)
+        return [head, body]
+
+    out = factors_of(shapes, settings, gradients, 45)
+    assert out[19][1] == pytest.approx(out[18][1], rel=1e-3)
+    mean = np.mean([bits for *_, bits in out[25:]])
+    assert mean == pytest.approx((16 * 8 + 256 * settings.bits) / 272, rel=0.05)
+
+
+def test_what_is_wanted_is_known_before_the_first_finite_gradient():
+    settings = Settings(topology="allgather", bits=4)
+    shapes = [("w", (128, 512))]
+
+    def gradients(rng, number):
+        return [np.full(shapes[0][1], np.nan) if number < 2 else rng.standard_normal((128, 512))]
+
+    out = factors_of(shapes, settings, gradients, 5)
+    assert out[0][1] == 4
+    assert [bits for *_, bits in out[2:]] == pytest.approx([4] * 3, abs=0.25)
+
+
+def test_raw_layers_have_no_part_in_headers():
+    shapes = [("raw", (4000, 512)), ("w", (20, 512))]
+    settings = Settings(topology="allgather", rules={"raw": "raw"})
+
+    def gradients(rng, number):
+        return [np.ones(shapes[0][1]), rng.standard_normal(shapes[1][1])]
+
+    out = factors_of(shapes, settings, gradients, 40)
+    plain = Settings(topology="allgather")
+    alone = factors_of(shapes[1:], plain, lambda rng, n: gradients(rng, n)[1:], 40)
+    assert abs(np.log2(out[-1][0] / alone[-1][0])).max() < 0.2
