@@ -109,7 +109,7 @@ class Gradients:
 
         ``interrupted``: on this rank alone, at any place, so there is no next one among several.
         """
-        self._interrupted = interrupted and self.transport.size > 1
+        self._interrupted |= interrupted and self.transport.size > 1
         self.rule.forget()
         self.carrier.abandon()
 
