@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from horovod_qoda.exchange.adaptation import is_update
 from horovod_qoda.logs import logger
 from horovod_qoda.transport import Transport
 
@@ -48,6 +49,9 @@ class Trial:
         times of another job, or of other hosts, are not to be compared with these."""
         if self.winner is None and age > RUNS[0][0] + self.late:
             self.late = max(age, AGAIN) - RUNS[0][0]
+            # What travels raw updates nothing, and the next chance may be 1,000 exchanges away.
+            while any(self.way(n) == RAW and is_update(n) for n in range(age, age + 2 * AGAIN)):
+                self.late += 1
         self._best = {RAW: math.inf, CODED: math.inf}
 
     def state_dict(self) -> dict[str, str | int | None]:

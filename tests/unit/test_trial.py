@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from horovod_qoda.exchange import Exchange
+from horovod_qoda.exchange.adaptation import is_update
 from horovod_qoda.exchange.trial import AGAIN, CODED, RAW, RUNS, Trial
 from horovod_qoda.layout import build
 from horovod_qoda.settings import Settings
@@ -93,6 +94,17 @@ def test_a_checkpoint_of_one_rank_begins_a_trial_on_two():
         build([("w", (200, 300), "torch.float32")], SETTINGS), SETTINGS, local_transports(1)[0], 0
     )
     assert run("", 12, [one.state_dict()] * 2)[0][0].count("raw") == 2
+
+
+def test_no_update_falls_into_a_run_without_compression():
+    for age in range(11, 3100):
+        trial = Trial()
+        trial.resume(age)
+        ages = range(age, age + 100)
+        raw = [n for n in ages if trial.way(n) == RAW]
+        assert len(raw) == sum(end - first for first, end, way in RUNS if way == RAW)
+        assert raw[0] < max(age, AGAIN) + 10
+        assert not any(is_update(n) for n in raw), age
 
 
 def test_without_times_to_compare_compression_stays():
