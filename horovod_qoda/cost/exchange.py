@@ -16,7 +16,7 @@ BLOCK = 65536
 # 32 states of 32 bits open a block; their low halves carry the block's last symbols.
 STATES = 64
 # A frame around each payload, room for a longer one, and rounding up to 64 bytes.
-FRAME, SLACK, PAD = 40, 1.02, 64
+FRAME, SLACK, PAD = 48, 1.02, 64
 # Probabilities of 12 bits and the inline table, as docs/performance.md measured them.
 CODER = 1.002
 TABLE = 24

@@ -24,6 +24,9 @@ CALL = b"horovod_qoda: a rank asks for a handshake"
 
 _CALL_BYTES = 64
 
+PROTOCOL = 1
+"""Number of what travels around payloads (docs/wire-format.md); raised where that changes."""
+
 
 NOT_EVERYWHERE = (
     "some ranks have changed compression settings or loaded state and others have not: call "
@@ -104,7 +107,13 @@ def agree(transport: Transport, name: str, settings: Settings, layout: Layout) -
         MismatchError: on every rank, naming the first setting or layer that differs and the ranks.
     """
     wanted = settings.canonical()
-    same_settings, same_layout = _equal(transport, name + ".hashes", [_hash(wanted), layout.hash])
+    hashes = [PROTOCOL, _hash(wanted), layout.hash]
+    same_protocol, same_settings, same_layout = _equal(transport, name + ".hashes", hashes)
+    if not same_protocol:
+        raise MismatchError(
+            "ranks run builds of horovod_qoda that frame payloads differently: install the same "
+            "release on every rank"
+        )
     if not same_settings:
         _settings_differ(gather_objects(transport, name + ".settings", wanted))
     if not same_layout:

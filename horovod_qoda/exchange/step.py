@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -22,11 +23,14 @@ from horovod_qoda.ranges import ranged
 from horovod_qoda.transport import Transport
 from horovod_qoda.waiting import EQUAL_BATCHES
 
-_FRAME = struct.Struct("<5Q")
+_FRAME = struct.Struct("<6Q")
 """Every payload travels behind its padded length, so that receivers find the next one; its bits
 without raw layers, and the coordinates in layers that are not all zero; and the same of the
 payloads whose mean it is. So all ranks know what all payloads took, those too that only an owner
-has seen."""
+has seen. Last comes the CRC-32 of these five: steps follow them, so all ranks must read
+the same."""
+
+_CHECKED = _FRAME.size - 8
 
 _CALL_AT = 8
 """Where a handshake has its call: behind the length."""
@@ -154,7 +158,9 @@ class Step:
         live = finite & ~raw & (kinds != coding.KIND_ZERO)
         bits = 8 * length - raw_bits(int(rows["numel"][raw & finite].sum()))
         count = int(rows["numel"][live].sum())
-        _FRAME.pack_into(out.data, 0, capacity, bits, count, *before)
+        _FRAME.pack_into(out.data, 0, capacity, bits, count, *before, 0)
+        crc = zlib.crc32(out.data[:_CHECKED])
+        _FRAME.pack_into(out.data, 0, capacity, bits, count, *before, crc)
         out[framed:capacity] = 0
         self.tally.payload_bytes += length
         self.tally.encode_s += time.perf_counter() - begin
@@ -202,7 +208,7 @@ class Step:
 
     def hear(self, blob: np.ndarray, rows: np.ndarray, stage: int) -> None:
         """Counts a payload that all ranks receive, and those whose mean it is."""
-        _, bits, live, bits_before, live_before = _FRAME.unpack_from(blob.data)
+        _, bits, live, bits_before, live_before, _ = _FRAME.unpack_from(blob.data)
         quantized = rows["quantizer"] != RAW
         count, segments = int(rows["numel"][quantized].sum()), int(quantized.sum())
         self.told[stage] += bits, count, live, header_bits(segments, live)
@@ -234,9 +240,9 @@ def split_frames(received: np.ndarray) -> Iterator[np.ndarray]:
     """The framed payloads in what an all-gather returned, one after the other.
 
     Raises:
-        PayloadError: a length that does not fit.
+        PayloadError: a length or a checksum that does not fit.
     """
-    start = 0
+    start = sender = 0
     while start < len(received):
         if len(received) - start < _FRAME.size:
             raise PayloadError(f"{len(received) - start} bytes left over, too few for a payload")
@@ -250,5 +256,11 @@ def split_frames(received: np.ndarray) -> Iterator[np.ndarray]:
         frame = received[start : start + capacity]
         if frame[_CALL_AT : _CALL_AT + len(CALL)].tobytes() == CALL:
             raise PayloadError(NOT_EVERYWHERE)
+        if zlib.crc32(frame.data[:_CHECKED]) != _FRAME.unpack_from(frame.data)[-1]:
+            raise PayloadError(
+                f"the frame of sender {sender}, in rank order, does not match its checksum: bytes "
+                "changed on their way, or its memory is faulty; restart from the last checkpoint"
+            )
         yield frame
+        sender += 1
         start += capacity

@@ -1,11 +1,14 @@
 """Ranks that agree again during training, and ranks of which only some want to."""
 
+import zlib
+
 import numpy as np
 import pytest
 import torch
 
 from horovod_qoda.coding import PayloadError
-from horovod_qoda.exchange import Exchange, MismatchError
+from horovod_qoda.exchange import Exchange, MismatchError, handshake
+from horovod_qoda.exchange.step import split_frames
 from horovod_qoda.layout import build
 from horovod_qoda.settings import Settings
 from horovod_qoda.transport import local_transports
@@ -71,3 +74,31 @@ def test_new_settings_in_the_middle_adapt_anew_from_there():
     for counted, bits, since in in_threads(local_transports(2), rank):
         assert counted == [3, 4, 7, 12, 22] and since == 3
         assert bits == pytest.approx(2, rel=0.03)
+
+
+def test_builds_that_frame_payloads_differently_say_so(monkeypatch):
+    builds = iter((1, 2, 1))
+    equal = handshake._equal
+    monkeypatch.setattr(
+        handshake,
+        "_equal",
+        lambda transport, name, hashes: equal(transport, name, [next(builds), *hashes[1:]]),
+    )
+
+    def rank(transport):
+        with pytest.raises(MismatchError, match="install the same release on every rank"):
+            exchange_of(transport, Settings()).agree()
+
+    in_threads(local_transports(3), rank)
+
+
+@pytest.mark.parametrize("field", [1, 2, 3, 4, 5])
+def test_a_frame_that_changed_on_its_way_is_refused(field):
+    frames = np.zeros((2, 64), np.uint8)
+    fields = frames.view(np.uint64)
+    fields[:, :5] = 64, 10, 20, 30, 40
+    fields[:, 5] = zlib.crc32(frames[0, :40])
+    assert [len(part) for part in split_frames(frames.ravel())] == [64, 64]
+    fields[1, field] ^= 1 << 20
+    with pytest.raises(PayloadError, match="frame of sender 1"):
+        list(split_frames(frames.ravel()))
