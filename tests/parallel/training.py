@@ -488,9 +488,10 @@ def interrupted():
     try:
         optimizer.step()
     except KeyboardInterrupt:
-        optimizer.zero_grad()
-        model(batch()[0]).square().mean().backward()
-        refused(RuntimeError, "restart the job from its last checkpoint", optimizer.step)
+        for _ in range(2):  # not only the next step
+            optimizer.zero_grad()
+            model(batch()[0]).square().mean().backward()
+            refused(RuntimeError, "restart the job from its last checkpoint", optimizer.step)
         hvd.barrier()
     else:
         raise AssertionError("not interrupted")
