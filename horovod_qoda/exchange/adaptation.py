@@ -43,7 +43,8 @@ EARLY_ALLOCATIONS = (19, 99, 499)
 as there are gradients to average that are not those of the very start."""
 
 _PAID = (0.9, 1.1)
-"""Limits of payload bits over entropy where level layers, whose norms travel too, have a part."""
+"""Limits of payload bits over entropy where level layers, whose norms travel too, have a part, or
+headers a large one."""
 
 _PROBE = 0.5
 """Octaves by which the step is refined to see how the rate answers."""
@@ -265,17 +266,20 @@ class Adaptation:
         """Moves all factors after an exchange so that the mean rate becomes what was asked for.
 
         Every rank does so, with the same result. Where some layers have levels, whose rate comes as
-        it comes, payloads do not tell what the others took: then only updates move factors.
+        it comes, or payloads are tiny, their bits do not tell: then only updates move factors.
 
         Args:
             told: what all ranks know of this exchange's payloads, :attr:`Step.told`.
             age: exchanges since adaptation began.
         """
         rates = rate.rates_to_steer_by(told)
-        if rates and self._rates and not self._layout.slots:
+        if rates and self._rates and self._lengths_tell(told):
             error = sum(rates) / len(rates) - self.wanted
             moved = self.factors * rate.correction(error, self.slope, age)
             self.factors = np.clip(moved, *rate.FACTORS)
+
+    def _lengths_tell(self, told: np.ndarray) -> bool:
+        return not self._layout.slots and rate.lengths_tell(told)
 
     def _weigh_rates(self, symbols: np.ndarray, told: np.ndarray, slopes: np.ndarray) -> None:
         """Moves the factors against each other, so that each group's rate becomes what was asked.
@@ -290,7 +294,7 @@ class Adaptation:
             bits / entropy if entropy else 1.0
             for bits, entropy in zip(rate.rates_to_steer_by(told), pooled, strict=True)
         ]
-        if self._layout.slots:
+        if not self._lengths_tell(told):
             paid = np.clip(paid, *_PAID).tolist()
         numel, wanted = self._groups()
         gained, sampled, weight = slopes.T
@@ -320,7 +324,7 @@ class Adaptation:
             if rates and numel[group]:
                 error = (np.mean(rates) - wanted[group]) / answers[group]
                 changes[group] = np.clip(error, -rate.MAX_CHANGE, rate.MAX_CHANGE)
-        if not self._layout.slots:  # what they have in common follows the payloads' lengths
+        if self._lengths_tell(told):  # what they have in common follows the payloads' lengths
             changes = rate.apart(changes, numel * answers)
         moved = self.factors * np.exp2(np.nan_to_num(changes))
         self.factors = np.clip(moved, *rate.FACTORS)

@@ -73,6 +73,15 @@ def rates_to_steer_by(told: np.ndarray) -> list[float]:
     return rates
 
 
+def lengths_tell(told: np.ndarray) -> bool:
+    """Whether payloads, [stages, 4] integers, are long enough for their bits to follow the steps.
+
+    Where headers are more than a quarter, as with a model of less than some 3,000 coordinates, what
+    else does not depend on the steps (tables, whole bytes) outweighs what does.
+    """
+    return all(4 * headers <= bits for bits, _, live, headers in told.tolist() if live)
+
+
 def mean_rate(told: np.ndarray) -> float:
     """Payload bits per quantised coordinate, mean over stages that have any; nan for none."""
     rates = [bits / count for bits, count, _, _ in told.tolist() if count]

@@ -236,3 +236,11 @@ def test_raw_layers_have_no_part_in_headers():
     plain = Settings(topology="allgather")
     alone = factors_of(shapes[1:], plain, lambda rng, n: gradients(rng, n)[1:], 40)
     assert abs(np.log2(out[-1][0] / alone[-1][0])).max() < 0.2
+
+
+def test_payloads_that_are_mostly_headers_do_not_tell():
+    headers = rate.header_bits(2, 40)
+    assert not rate.lengths_tell(np.array([[headers + 400, 40, 40, headers], [0, 0, 0, 0]]))
+    assert rate.lengths_tell(np.array([[4 * headers, 4000, 4000, headers], [0, 0, 0, 0]]))
+    # A stage in which nothing was live says nothing.
+    assert rate.lengths_tell(np.array([[4 * headers, 4000, 4000, headers], [headers, 40, 0, 99]]))
