@@ -21,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from horovod_qoda.cli import devices, installation, mpi
+from horovod_qoda.cli import installation, mpi
 from horovod_qoda.cli.findings import BROKEN, NOTE, Finding, broken
 from horovod_qoda.cli.verdict import (
     automatic,
@@ -82,6 +82,8 @@ def examine(report: Report, quick: bool) -> None:
     stack = not any(f.area == "horovod" for f in broken(report.findings))
     coded = not any(f.area == "codec" for f in broken(report.findings))
     if coded:
+        from horovod_qoda.cli import devices  # needs the native codec, which may be what is broken
+
         report.add(devices.cuda(*devices.found_here()))
     if not stack:
         if coded:
