@@ -72,6 +72,8 @@ for step in range(100 if what == "wait" else 10):
             time.sleep(10)
             sys.exit(0)
         if what == "alone":
+            # Not before rank 0 has handed its tensor over: that waits for Horovod's lock too.
+            time.sleep(2)
             os.kill(os.getpid(), signal.SIGSTOP)
         if what == "worker":
             optimizer._gradients.carrier.exchange.routes._flat = broken
