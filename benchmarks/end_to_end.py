@@ -114,7 +114,7 @@ def table(rows: list[Row]) -> str:
                   if exchange > gain]  # fmt: skip
         if bounds:
             lines.append(
-                f"{rate}: the exchange alone gains {exchange:.2f}x, so a step gains "
+                f"{rate}: exchange and Adam's update gain {exchange:.2f}x, so a step gains "
                 + ", ".join(bounds) + " of compute to float32 communication"
             )  # fmt: skip
     return "\n".join(lines)

@@ -136,6 +136,26 @@ class Channel:
                 self.levels[i] = fit_levels(weighted, count)
 
 
+def batch_loss(net: nn.Module, text: Tensor, count: int, chooser: torch.Generator) -> Tensor:
+    """Loss of windows drawn from the first nine tenths of the text."""
+    at = torch.randint(_split(text) - CONTEXT, (count,), generator=chooser)
+    return _loss(net, text[at[:, None] + torch.arange(CONTEXT + 1)])
+
+
+def held_out_loss(net: nn.Module, text: Tensor) -> float:
+    """Loss of every third window of the last tenth."""
+    with torch.no_grad():
+        return _loss(net, text[_split(text) :].unfold(0, CONTEXT + 1, 3)).item()
+
+
+def _split(text: Tensor) -> int:
+    return len(text) * 9 // 10
+
+
+def _loss(net: nn.Module, windows: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(net(windows[:, :-1]), windows[:, -1])
+
+
 def train(optimizer: str, config: str, bits: float, seed: int, rate: float, text: Tensor) -> Any:
     torch.manual_seed(seed)
     net = model()
@@ -144,22 +164,16 @@ def train(optimizer: str, config: str, bits: float, seed: int, rate: float, text
     matrices = [p for p in net.parameters() if p.dim() > 1]
     channel = None if config == "float32" else Channel(matrices, config, bits, seed)
     chooser = torch.Generator().manual_seed(seed)
-    split = len(text) * 9 // 10
     for step in range(STEPS):
-        at = torch.randint(split - CONTEXT, (BATCH,), generator=chooser)
-        window = text[at[:, None] + torch.arange(CONTEXT + 1)]
         updates.zero_grad()
-        nn.functional.cross_entropy(net(window[:, :-1]), window[:, -1]).backward()
+        batch_loss(net, text, BATCH, chooser).backward()
         if channel is not None:
             channel(step)
         updates.step()
-    held = text[split:].unfold(0, CONTEXT + 1, 3)
-    with torch.no_grad():
-        loss = nn.functional.cross_entropy(net(held[:, :-1]), held[:, -1]).item()
     late = slice(STEPS // 10, None)
     return {
         "optimizer": optimizer, "config": config, "wanted": bits, "seed": seed, "rate": rate,
-        "loss": loss,
+        "loss": held_out_loss(net, text),
         "bits": statistics.fmean(channel.bits[late]) if channel else 32.0,
         "error": statistics.fmean(channel.errors[late]) if channel else 0.0,
     }  # fmt: skip

@@ -17,11 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.final_loss import BATCH, CONTEXT, RATES, model, tokens  # noqa: E402
+from benchmarks.final_loss import (  # noqa: E402
+    BATCH,
+    RATES,
+    batch_loss,
+    held_out_loss,
+    model,
+    tokens,
+)
 from horovod_qoda import sensitivity  # noqa: E402
 from horovod_qoda.exchange import Exchange  # noqa: E402
 from horovod_qoda.layout import build  # noqa: E402
@@ -48,18 +55,13 @@ def train(row: str, optimizer: str, bits: float, seed: int, text: Tensor, alpha:
     make: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
     updates = make[optimizer](net.parameters(), lr=RATES[optimizer])
     chooser = torch.Generator().manual_seed(seed)
-    split = len(text) * 9 // 10
-
-    def loss_of(count: int, chooser: torch.Generator) -> Tensor:
-        at = torch.randint(split - CONTEXT, (count,), generator=chooser)
-        window = text[at[:, None] + torch.arange(CONTEXT + 1)]
-        return nn.functional.cross_entropy(net(window[:, :-1]), window[:, -1])
-
     exchange, rates, felt = None, [], {}
     for step in range(PLAIN + STEPS):
         if step == PLAIN and ROWS[row] is not None:
             felt = sensitivity.measure(
-                net, lambda: loss_of(PROBED, torch.Generator().manual_seed(1)), seed=seed
+                net,
+                lambda: batch_loss(net, text, PROBED, torch.Generator().manual_seed(1)),
+                seed=seed,
             )
             wanted = {**(ROWS[row] or {}), "bits": bits, "topology": "allgather", "seed": seed}
             if wanted.get("rules"):
@@ -70,7 +72,7 @@ def train(row: str, optimizer: str, bits: float, seed: int, text: Tensor, alpha:
             named = [(n, tuple(p.shape), "torch.float32") for n, p in net.named_parameters()]
             exchange = Exchange(build(named, settings), settings, local_transports(1)[0], 0)
         updates.zero_grad()
-        loss_of(BATCH, chooser).backward()
+        batch_loss(net, text, BATCH, chooser).backward()
         if exchange is not None:
             for layer, p in enumerate(net.parameters()):
                 exchange.put(layer, p.grad)
@@ -80,11 +82,9 @@ def train(row: str, optimizer: str, bits: float, seed: int, text: Tensor, alpha:
         updates.step()
     if exchange is not None:
         exchange.close()
-    held = text[split:].unfold(0, CONTEXT + 1, 3)
-    with torch.no_grad():
-        loss = nn.functional.cross_entropy(net(held[:, :-1]), held[:, -1]).item()
     chosen = [] if exchange is None else [b for b in exchange.adaptation.bits if b == b]
-    return loss, statistics.fmean(rates[20:]) if rates else 32.0, felt, chosen
+    mean_bits = statistics.fmean(rates[20:]) if rates else 32.0
+    return held_out_loss(net, text), mean_bits, felt, chosen
 
 
 def main() -> None:

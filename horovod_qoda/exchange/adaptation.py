@@ -294,7 +294,8 @@ class Adaptation:
             bits / entropy if entropy else 1.0
             for bits, entropy in zip(rate.rates_to_steer_by(told), pooled, strict=True)
         ]
-        if not self._lengths_tell(told):
+        lengths_tell = self._lengths_tell(told)
+        if not lengths_tell:
             paid = np.clip(paid, *_PAID).tolist()
         numel, wanted = self._groups()
         gained, sampled, weight = slopes.T
@@ -324,7 +325,7 @@ class Adaptation:
             if rates and numel[group]:
                 error = (np.mean(rates) - wanted[group]) / answers[group]
                 changes[group] = np.clip(error, -rate.MAX_CHANGE, rate.MAX_CHANGE)
-        if self._lengths_tell(told):  # what they have in common follows the payloads' lengths
+        if lengths_tell:  # what they have in common follows the payloads' lengths
             changes = rate.apart(changes, numel * answers)
         moved = self.factors * np.exp2(np.nan_to_num(changes))
         self.factors = np.clip(moved, *rate.FACTORS)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from horovod_qoda.coding import copy_stats, sum_sq_diff
+from horovod_qoda.coding import change_stats
 from horovod_qoda.exchange.allreduce import gather_sums
 from horovod_qoda.exchange.buffer import ExchangeBuffer
 from horovod_qoda.exchange.step import Step
@@ -216,7 +216,7 @@ def _sums(step: Step, buffer: ExchangeBuffer, state: LowRank, left: np.ndarray) 
     sent = buffer.scratch("own", len(buffer.values))
     np.add(buffer.values, state.residual, out=sent)
     sent -= left
-    square, change = copy_stats(sent)[0], sum_sq_diff(sent, buffer.previous)
+    square, _, change = change_stats(sent, buffer.previous)
     finite = np.isfinite(sent)
     sent[~finite] = buffer.previous[~finite]
     buffer.remember(sent)

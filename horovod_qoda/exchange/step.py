@@ -23,14 +23,14 @@ from horovod_qoda.ranges import ranged
 from horovod_qoda.transport import Transport
 from horovod_qoda.waiting import EQUAL_BATCHES
 
-_FRAME = struct.Struct("<6Q")
+_TOLD = struct.Struct("<5Q")
+_CHECKSUM = struct.Struct("<Q")
+_FRAME = _TOLD.size + _CHECKSUM.size
 """Every payload travels behind its padded length, so that receivers find the next one; its bits
 without raw layers, and the coordinates in layers that are not all zero; and the same of the
 payloads whose mean it is. So all ranks know what all payloads took, those too that only an owner
 has seen. Last comes the CRC-32 of these five: steps follow them, so all ranks must read
 the same."""
-
-_CHECKED = _FRAME.size - 8
 
 _CALL_AT = 8
 """Where a handshake has its call: behind the length."""
@@ -52,7 +52,7 @@ class Outgoing:
 
         The same at every exchange: the kernel clears fresh pages at a quarter of the codec's cost.
         """
-        room = sum(_padded(_FRAME.size + coding.max_payload_bytes(rows)) for rows in chunks)
+        room = sum(_padded(_FRAME + coding.max_payload_bytes(rows)) for rows in chunks)
         if len(self._space.get(key, ())) < room:
             self._space[key] = codec.bytes(room)
         return self._space[key]
@@ -144,23 +144,22 @@ class Step:
             values,
             rows,
             self.header(self.transport.rank, stage, buffer, chunk.index),
-            out[_FRAME.size :],
+            out[_FRAME:],
             book=self.adaptation.books[stage],
             levels=self.adaptation.levels,
             histogram=None if self.histogram is None else self.histogram[stage],
             threads=self.threads,
             decoded=decoded,
         )
-        framed = _FRAME.size + length
+        framed = _FRAME + length
         capacity = self.outgoing.fit(key, framed)
         finite, raw = rows["nonfinite"] == 0, rows["quantizer"] == RAW
-        _, kinds = coding.steps(out[_FRAME.size : framed])
+        _, kinds = coding.steps(out[_FRAME:framed])
         live = finite & ~raw & (kinds != coding.KIND_ZERO)
         bits = 8 * length - raw_bits(int(rows["numel"][raw & finite].sum()))
         count = int(rows["numel"][live].sum())
-        _FRAME.pack_into(out.data, 0, capacity, bits, count, *before, 0)
-        crc = zlib.crc32(out.data[:_CHECKED])
-        _FRAME.pack_into(out.data, 0, capacity, bits, count, *before, crc)
+        _TOLD.pack_into(out.data, 0, capacity, bits, count, *before)
+        _CHECKSUM.pack_into(out.data, _TOLD.size, zlib.crc32(out.data[: _TOLD.size]))
         out[framed:capacity] = 0
         self.tally.payload_bytes += length
         self.tally.encode_s += time.perf_counter() - begin
@@ -188,7 +187,7 @@ class Step:
         begin = time.perf_counter()
         try:
             headers = codec.decode_sum(
-                [blob[_FRAME.size :] for blob in blobs],
+                [blob[_FRAME:] for blob in blobs],
                 rows,
                 out,
                 expect=[self.header(rank, stage, buffer, chunk) for rank in ranks],
@@ -208,7 +207,7 @@ class Step:
 
     def hear(self, blob: np.ndarray, rows: np.ndarray, stage: int) -> None:
         """Counts a payload that all ranks receive, and those whose mean it is."""
-        _, bits, live, bits_before, live_before, _ = _FRAME.unpack_from(blob.data)
+        _, bits, live, bits_before, live_before = _TOLD.unpack_from(blob.data)
         quantized = rows["quantizer"] != RAW
         count, segments = int(rows["numel"][quantized].sum()), int(quantized.sum())
         self.told[stage] += bits, count, live, header_bits(segments, live)
@@ -219,20 +218,20 @@ class Step:
 
     def seal(self, blob: np.ndarray, sum_sq: float, sum_sq_diff: float, aux: float) -> None:
         """Writes the three scalars into a payload of this rank."""
-        coding.seal(blob[_FRAME.size :], sum_sq, sum_sq_diff, aux)
+        coding.seal(blob[_FRAME:], sum_sq, sum_sq_diff, aux)
 
     def peek(self, blob: np.ndarray) -> Header:
         """The header of an intact payload."""
-        return coding.peek(blob[_FRAME.size :])[0]
+        return coding.peek(blob[_FRAME:])[0]
 
     def steps(self, blob: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Step and kind (``coding.KIND_…``) of each segment of a payload."""
-        return coding.steps(blob[_FRAME.size :])
+        return coding.steps(blob[_FRAME:])
 
 
 def sum_of_frames(blobs: list[np.ndarray]) -> tuple[int, int]:
     """Bits and live coordinates of several payloads."""
-    told = [_FRAME.unpack_from(blob.data) for blob in blobs]
+    told = [_TOLD.unpack_from(blob.data) for blob in blobs]
     return sum(x[1] for x in told), sum(x[2] for x in told)
 
 
@@ -244,19 +243,20 @@ def split_frames(received: np.ndarray) -> Iterator[np.ndarray]:
     """
     start = sender = 0
     while start < len(received):
-        if len(received) - start < _FRAME.size:
+        if len(received) - start < _FRAME:
             raise PayloadError(f"{len(received) - start} bytes left over, too few for a payload")
-        capacity = _FRAME.unpack_from(received.data, start)[0]
+        capacity = _TOLD.unpack_from(received.data, start)[0]
         if not capacity:
             raise PayloadError(
                 f"a rank has called hvd.join(), for which Horovod sends zeros. {EQUAL_BATCHES}"
             )
-        if not _FRAME.size < capacity <= len(received) - start:
+        if not _FRAME < capacity <= len(received) - start:
             raise PayloadError(f"a payload claims {capacity} bytes of {len(received) - start}")
         frame = received[start : start + capacity]
         if frame[_CALL_AT : _CALL_AT + len(CALL)].tobytes() == CALL:
             raise PayloadError(NOT_EVERYWHERE)
-        if zlib.crc32(frame.data[:_CHECKED]) != _FRAME.unpack_from(frame.data)[-1]:
+        (checksum,) = _CHECKSUM.unpack_from(frame.data, _TOLD.size)
+        if zlib.crc32(frame.data[: _TOLD.size]) != checksum:
             raise PayloadError(
                 f"the frame of sender {sender}, in rank order, does not match its checksum: bytes "
                 "changed on their way, or its memory is faulty; restart from the last checkpoint"

@@ -10,7 +10,7 @@ import horovod.torch as hvd
 import numpy as np
 import torch
 
-from horovod_qoda.coding import copy_stats, sum_sq_diff
+from horovod_qoda.coding import change_stats, copy_stats
 from horovod_qoda.exchange import ExchangeRecord, Sums
 from horovod_qoda.ranges import ranged
 from horovod_qoda.torch.carriers.carrier import Carrier, Result
@@ -136,10 +136,14 @@ class StockCarrier(Carrier):
     def _add_sums(self, layer: int, gradient: torch.Tensor) -> None:
         dense = gradient.to_dense() if gradient.is_sparse else gradient
         now = dense.detach().to("cpu", torch.float32).reshape(-1).numpy()
-        square, finite = copy_stats(now)
         before = self._previous.get(layer)
+        if before is None:
+            square, finite = copy_stats(now)
+            change = square
+        else:
+            square, finite, change = change_stats(now, before.numpy())
         self._own[0] += square
-        self._own[1] += square if before is None else sum_sq_diff(now, before.numpy())
+        self._own[1] += change
         if not finite:
             return
         if before is None:
