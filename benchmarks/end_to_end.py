@@ -2,13 +2,17 @@
 
     sudo python benchmarks/end_to_end.py end_to_end.json                 the full grid, an hour
     sudo python benchmarks/end_to_end.py x.json --workloads exchange-16 --rates 1gbit --steps 5
+    sudo python benchmarks/end_to_end.py two.json --hosts 2 --ranks-per-host 2 --methods \\
+        horovod-fp32 ours-allgather ours-scatter_reduce ours-two_level
     python benchmarks/end_to_end.py end_to_end.json --plot docs          table and plots of it
 
 Workloads: gradients of 1, 16 and 64 MB alone, the demo's WGAN-GP, a plain transformer. Methods:
-Horovod in float32 and float16, DDP over gloo with the float16 and PowerSGD hooks (rank 4), ours by
-all-gather and by scatter-reduce at 3 bits. Each combination is a job of its own, and what is in the
-file already is not run again: the grid can be stopped and resumed. Jobs with the same workload and
-rate follow each other, so that a busy hour hits all methods alike; the load is noted with each.
+Horovod in float32 and float16, DDP over gloo with the float16 and PowerSGD hooks (rank 4), ours at
+3 bits by all-gather, by scatter-reduce, by two levels, and "measured", which times 13 steps of its
+warm-up with compression and without and stays with the faster. Each combination is a job of its
+own, and what is in the file already is not run again: the grid can be stopped and resumed. Jobs
+with the same workload and rate follow each other, so that a busy hour hits all methods alike; the
+load is noted with each.
 
 Bytes are read from the interfaces of the emulated hosts, less what they send in as long a time idle
 (``idle_bytes`` in the file: Horovod's ranks ask each other for work, less often while they send);
@@ -33,7 +37,9 @@ sys.path.insert(0, str(ROOT))
 
 WORKLOADS = ("exchange-1", "exchange-16", "exchange-64", "wgan", "transformer")
 METHODS = ("horovod-fp32", "horovod-fp16", "ddp-fp16", "ddp-powersgd", "ours-allgather",
-           "ours-scatter_reduce")  # fmt: skip
+           "ours-scatter_reduce", "ours-measured")  # fmt: skip
+ON_DEMAND = ("ours-two_level",)
+"""Needs hosts with several ranks."""
 RATES = ("100mbit", "1gbit", "unlimited")
 KEY = ("rate", "workload", "method", "seed")
 
@@ -58,8 +64,8 @@ def pieces(args: argparse.Namespace) -> Iterator[tuple[str, str, str, int]]:
                     yield rate, workload, method, seed
 
 
-def run(piece: tuple[str, str, str, int], hosts: int, steps: int, timeout: float) -> Row:
-    """One job; a row, which has ``failed`` instead of figures where the job did not end well."""
+def run(piece: tuple[str, str, str, int], hosts: int, each: int, steps: int, timeout: float) -> Row:
+    """A row of one job of ``each`` ranks a host, with ``failed`` where the job did not end well."""
     from launch import emulate
 
     rate, workload, method, seed = piece
@@ -71,7 +77,7 @@ def run(piece: tuple[str, str, str, int], hosts: int, steps: int, timeout: float
                 "--steps", str(steps), "--seed", str(seed), "--out", str(out)]  # fmt: skip
         try:
             status = emulate.execute(
-                emulate.command(cluster, 1, argv, Path(folder) / "agent"), timeout
+                emulate.command(cluster, each, argv, Path(folder) / "agent"), timeout
             )
         except subprocess.TimeoutExpired:
             return {**row, "failed": f"ran past {timeout:.0f} s"}
@@ -164,8 +170,8 @@ def plot(rows: list[Row], folder: Path) -> None:
             shown = [w for w in WORKLOADS if any(r["workload"] == w for r in here)]
             for number, method in enumerate(METHODS):
                 own = {r["workload"]: figure_of(r) for r in here if r["method"] == method}
-                at = [shown.index(w) + 0.13 * (number - 2.5) for w in own]
-                axis.bar(at, list(own.values()), 0.13, label=method, color=f"C{number}")
+                at = [shown.index(w) + 0.12 * (number - 3) for w in own]
+                axis.bar(at, list(own.values()), 0.12, label=method, color=f"C{number}")
             axis.set_xticks(range(len(shown)), shown, rotation=20)
             axis.set(title=rate, yscale="log")
             axis.grid(alpha=0.3, axis="y")
@@ -179,9 +185,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("file", type=Path, help="results, JSON; resumed where it exists")
     parser.add_argument("--hosts", type=int, default=4)
+    parser.add_argument("--ranks-per-host", type=int, default=1)
     parser.add_argument("--rates", nargs="+", default=list(RATES))
     parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), choices=WORKLOADS)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS),
+                        choices=METHODS + ON_DEMAND)  # fmt: skip
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--timeout", type=float, default=900, help="seconds a job")
@@ -199,7 +207,7 @@ def main() -> int:
     wanted = [piece for piece in pieces(args) if piece not in done]
     for number, piece in enumerate(wanted):
         print(f"{number + 1} of {len(wanted)}: {' '.join(map(str, piece))}", flush=True)
-        rows.append(run(piece, args.hosts, args.steps, args.timeout))
+        rows.append(run(piece, args.hosts, args.ranks_per_host, args.steps, args.timeout))
         args.file.write_text(json.dumps(rows, indent=1) + "\n")
     print(table(rows))
     return 1 if any("failed" in row for row in rows) else 0
