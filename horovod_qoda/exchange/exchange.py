@@ -189,7 +189,7 @@ class Exchange:
         if step.histogram is not None:
             self._update(step)
         if step.topology != "raw":
-            self.adaptation.follow_rate(step.told, age)
+            self.adaptation.factors.follow(step.told, age)
         if self.routes.trial is not None:
             self.routes.trial.note(age, self.transport, self.name)
         tally.exchange_s = self._worker.collective_s - tally.exchange_s

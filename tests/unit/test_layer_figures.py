@@ -59,7 +59,7 @@ def test_figures_of_a_gaussian_layer_are_those_of_the_theory(topology):
     assert known["names"] == list(SHAPES) and known["numel"] == [307200, 4096, 64, 4096]
     figures = layer_figures.measure(exchange, record.wire_bytes)
     by = {n: {k: v[i] for k, v in figures.items()} for i, n in enumerate(SHAPES)}
-    factor = exchange.adaptation.factors[0]
+    factor = exchange.adaptation.factors.values[0]
     assert by["big"]["entropy"] == pytest.approx(gaussian_rate(factor), abs=0.05)
     assert by["big"]["bits"] == pytest.approx(record.coded_bits, abs=0.1)
     # Dithered or rounded: factor^2 / 12, or at most twice that on dense data.

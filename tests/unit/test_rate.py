@@ -114,13 +114,13 @@ def test_every_rank_hears_what_all_payloads_took(topology):
         layout = build([(n, s, "torch.float32") for n, s in SHAPES], settings)
         exchange = Exchange(layout, settings, transport, 0)
         told, records = [], []
-        steer = exchange.adaptation.follow_rate
+        steer = exchange.adaptation.factors.follow
 
-        def follow_rate(bits, age):
+        def follow(bits, age):
             told.append(bits.copy())
             steer(bits, age)
 
-        exchange.adaptation.follow_rate = follow_rate
+        exchange.adaptation.factors.follow = follow
         exchange.agree()
         try:
             for number in range(120):
@@ -168,8 +168,8 @@ def factors_of(shapes, settings, gradients, exchanges):
                 for layer in range(len(shapes)):
                     exchange.mean(layer)
                 bits = exchange.finish()[0].coded_bits
-                adaptation = exchange.adaptation
-                out.append((adaptation.factors.copy(), adaptation.wanted, bits))
+                factors = exchange.adaptation.factors
+                out.append((factors.values.copy(), factors.wanted, bits))
         finally:
             exchange.close()
         return out
