@@ -6,7 +6,11 @@
 
 `measure` runs benchmarks/exchange.py on emulated hosts, one job for each number of hosts and rate;
 what is in the file already is not measured again. `validate` takes the codec's speeds from one
-process, the network's from float32 between the fewest hosts, and predicts all the rest.
+process, the network's from float32 between the fewest hosts, and what MPI's waiting loops leave of
+cores that hosts share from one float32 row of more; it predicts all the rest.
+
+Measure with OMPI_MCA_btl_tcp_eager_limit=8388608: Open MPI's default leaves up to 40 % of a link
+unused, and how much depends on the number of hosts (docs/hpc.md).
 """
 
 from __future__ import annotations
@@ -16,7 +20,9 @@ import json
 import os
 import statistics
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +42,7 @@ def measure(path: Path, sizes: list[int], rounds: int) -> None:
     """Fills the file, one job after the other."""
     from benchmarks import exchange
 
-    done = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    done = json.loads(path.read_text()) if path.exists() else {"cores": os.cpu_count(), "rows": []}
     if "codec" not in done:
         from horovod_qoda.cli import speed
 
@@ -56,14 +62,22 @@ def measure(path: Path, sizes: list[int], rounds: int) -> None:
 
 @dataclass(frozen=True)
 class Fit:
-    """Speeds, and the share of a link's nominal rate that Horovod's all-reduce reaches."""
+    """Speeds, and the share of a link's nominal rate that Horovod's all-reduce reaches.
+
+    Attributes:
+        cores: that all hosts share.
+        left: share of them that threads waiting inside MPI, which spin, leave to the others where
+            there are more hosts than cores.
+    """
 
     machine: cost.Machine
     efficiency: float
+    cores: int
+    left: float = 1.0
 
 
 def predicted(row: dict[str, Any], fit: Fit) -> float:
-    """Seconds that the model gives for a measured row; all hosts share two cores."""
+    """Seconds that the model gives for a measured row."""
     way = cost.Exchange(
         row["megabytes"] * 2**18,
         row["ranks"],
@@ -72,15 +86,25 @@ def predicted(row: dict[str, Any], fit: Fit) -> float:
         layers=row["megabytes"],
         buffer=2**27 if row["method"] in cost.RAW else 16 * 2**20,
     )
+    cores = fit.cores / row["ranks"]
+    if cores < 1:
+        cores *= fit.left
     bandwidth = fit.efficiency * RATES[row["rate"]] / 8
-    return cost.seconds(way, replace(fit.machine, cores=2 / row["ranks"], bandwidth=bandwidth))
+    return cost.seconds(way, replace(fit.machine, cores=cores, bandwidth=bandwidth))
 
 
-def fitted(row: dict[str, Any], rows: list[dict[str, Any]]) -> bool:
-    """Whether a row is one of those that speeds are taken from: float32, the fewest hosts, not
-    the slow link."""
-    fewest = min(r["ranks"] for r in rows)
-    return (row["ranks"], row["method"]) == (fewest, "fp32") and row["rate"] != "100mbit"
+def fitted(row: dict[str, Any], measured: dict[str, Any]) -> bool:
+    """Whether a row is one of those that speeds are taken from: float32, not the slow link, between
+    the fewest hosts; and the largest on the unlimited link between more hosts than cores."""
+    if row["method"] != "fp32" or row["rate"] == "100mbit":
+        return False
+    return row["ranks"] == min(r["ranks"] for r in measured["rows"]) or row is _crowded(measured)
+
+
+def _crowded(measured: dict[str, Any]) -> dict[str, Any] | None:
+    rows = [r for r in measured["rows"] if r["ranks"] > measured["cores"]
+            and (r["method"], r["rate"]) == ("fp32", "unlimited")]  # fmt: skip
+    return min(rows, key=lambda r: (r["ranks"], -r["megabytes"]), default=None)
 
 
 def calibrate(measured: dict[str, Any]) -> Fit:
@@ -89,33 +113,39 @@ def calibrate(measured: dict[str, Any]) -> Fit:
     On unlimited links 1 MB gives the start of a collective and the largest size the CPU time of a
     byte; the largest size at 1 Gbit/s gives the efficiency.
     """
-    codec = measured["codec"]
+    codec, cores, crowded = measured["codec"], measured["cores"], _crowded(measured)
     machine = cost.Machine(**{k: codec[k] for k in ("encode", "decode", "copy", "cast")})
-    rows = [r for r in measured["rows"] if fitted(r, measured["rows"])]
+    rows = [r for r in measured["rows"] if fitted(r, measured) and r is not crowded]
     by = {rate: sorted((r for r in rows if r["rate"] == rate), key=lambda r: r["megabytes"])
           for rate in RATES}  # fmt: skip
     fast, slow = by["unlimited"], by["1gbit"]
+    fit = Fit(machine, efficiency=1.0, cores=cores)
     for _ in range(5):  # start and CPU time of a byte each change the other a little
-        for name, row in (("start", fast[0]), ("wire_cpu", fast[-1])):
-            if name == "start" and len(fast) == 1:
-                continue
-            machine = replace(machine, **{name: _solve(row, machine, name)})
-    low, high = 0.01, 1.0
-    while high - low > 1e-4:
-        middle = (low + high) / 2
-        slower = predicted(slow[-1], Fit(machine, middle)) > slow[-1]["seconds"]
-        low, high = (middle, high) if slower else (low, middle)
-    return Fit(machine, low)
+        if len(fast) > 1:
+            fit = _solve(fast[0], partial(_with_speed, fit, "start"))
+        fit = _solve(fast[-1], partial(_with_speed, fit, "wire_cpu"))
+    fit = _solve(slow[-1], lambda x: replace(fit, efficiency=1 / (1 + x)))
+    if crowded is not None:
+        fit = _solve(crowded, lambda x: replace(fit, left=1 / (1 + x)))
+    return fit
 
 
-def _solve(row: dict[str, Any], machine: cost.Machine, name: str) -> float:
-    """The value of a speed at which a row is predicted as it was measured, by bisection."""
-    low, high = 0.0, 1.0
-    for _ in range(60):
+def _with_speed(fit: Fit, name: str, seconds: float) -> Fit:
+    return replace(fit, machine=replace(fit.machine, **{name: seconds}))
+
+
+def _solve(row: dict[str, Any], fit_of: Callable[[float], Fit]) -> Fit:
+    """The fit that predicts a row as it was measured, by bisection.
+
+    Args:
+        fit_of: a fit for a number from 0 to 100; the larger it is, the more seconds are predicted.
+    """
+    low, high = 0.0, 100.0
+    for _ in range(70):
         middle = (low + high) / 2
-        guess = predicted(row, Fit(replace(machine, **{name: middle}), 1.0))
-        low, high = (low, middle) if guess > row["seconds"] else (middle, high)
-    return low
+        slower = predicted(row, fit_of(middle)) > row["seconds"]
+        low, high = (low, middle) if slower else (middle, high)
+    return fit_of(low)
 
 
 def validate(measured: dict[str, Any]) -> str:
@@ -123,14 +153,14 @@ def validate(measured: dict[str, Any]) -> str:
     fit, rows = calibrate(measured), measured["rows"]
     speeds = ", ".join(f"{k} {v:.3g}" for k, v in asdict(fit.machine).items()
                        if k not in ("bandwidth", "cores"))  # fmt: skip
-    lines = [f"{speeds}, efficiency {fit.efficiency:.2f}",
+    lines = [f"{speeds}, efficiency {fit.efficiency:.2f}, left of shared cores {fit.left:.2f}",
              f"{'hosts':>5} {'link':>10} {'MB':>3} {'method':>15} {'measured':>9} {'predicted':>10}"
              f" {'error':>7}"]  # fmt: skip
     errors: dict[int, list[float]] = {}
     for row in rows:
         guess = predicted(row, fit)
         error = guess / row["seconds"] - 1
-        used = fitted(row, rows)
+        used = fitted(row, measured)
         if not used:
             errors.setdefault(row["ranks"], []).append(abs(error))
         lines.append(
