@@ -2,8 +2,8 @@
 the choice of reconstruction.
 
 It changes at update exchanges, from integer counts summed over all ranks. Rank 0 decides and
-broadcasts, because floating-point libraries differ between kinds of processors. Step factors also
-follow the rate after every exchange (:mod:`horovod_qoda.exchange.factors`). The state is part of the
+broadcasts, because floating-point libraries differ between kinds of processors. Step factors follow
+the rate after every exchange too (:mod:`horovod_qoda.exchange.factors`). The state is part of the
 checkpoint.
 """
 

@@ -22,21 +22,27 @@ from horovod_qoda.layout import Buffer
 
 @dataclass(frozen=True)
 class Matrix:
-    """A layer as PowerSGD sees it: shape[0] rows, all other dimensions as columns."""
+    """A layer as PowerSGD sees it: the shorter of shape[0] and all other dimensions as rows.
+
+    Rows are what the basis has, and it is that which travels once more and is orthogonalised.
+    """
 
     layer: int
     name: str
     rows: int
     columns: int
+    transposed: bool = False
+    """Whether the columns are shape[0]."""
 
     @property
     def largest_rank(self) -> int:
-        return min(self.rows, self.columns)
+        return self.rows
 
 
 def matrix(layer: int, name: str, shape: tuple[int, ...]) -> Matrix:
     """The matrix of a layer with two or more dimensions."""
-    return Matrix(layer, name, shape[0], int(np.prod(shape[1:], dtype=np.int64)))
+    first, others = shape[0], int(np.prod(shape[1:], dtype=np.int64))
+    return Matrix(layer, name, min(first, others), max(first, others), first > others)
 
 
 class LowRank:
@@ -94,7 +100,8 @@ class LowRank:
     def view(self, m: Matrix, array: np.ndarray) -> np.ndarray:
         """The layer's matrix in an array that is laid out as the buffer is."""
         start = self._offsets[m.layer]
-        return array[start : start + m.rows * m.columns].reshape(m.rows, m.columns)
+        flat = array[start : start + m.rows * m.columns]
+        return flat.reshape(m.columns, m.rows).T if m.transposed else flat.reshape(m.rows, -1)
 
     def renew(self, m: Matrix, q: np.ndarray, exchange: int) -> None:
         """Makes ``q`` the start of the next iteration.
@@ -160,8 +167,9 @@ def low_rank(step: Step, buffer: ExchangeBuffer, state: LowRank) -> Steps:
     not finite on some rank is not finite in P, hence NaN in every rank's mean; its residual and Q
     stay as they were, so one bad step costs one step.
 
-    The mean is the same bits everywhere, also on unlike processors: P̂ is rank 0's, and P̂ Qᵀ is
-    summed column by column, by products and sums that IEEE 754 fixes.
+    M is the layer's matrix or its transpose, whichever has fewer rows: rank 0's P̂ is gathered by
+    all. So the mean is the same bits everywhere, also on unlike processors, since P̂ Qᵀ is summed
+    column by column, by products and sums that IEEE 754 fixes.
     """
     if not state.matrices:
         return

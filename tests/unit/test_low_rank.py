@@ -48,7 +48,9 @@ class Node:
         return means
 
     def residuals(self):
-        return [self.state.view(m, self.state.residual).ravel().copy() for m in MATRICES]
+        starts = dict(zip(PLAN.layers, PLAN.offsets, strict=True))
+        sizes = [int(np.prod(s)) for s in SHAPES]
+        return [self.state.residual[starts[i] : starts[i] + n].copy() for i, n in enumerate(sizes)]
 
 
 def of_rank(rng, rank):
@@ -139,7 +141,8 @@ def test_means_are_the_same_bits_on_all_ranks_and_every_rank_sends_as_much_as_co
     first, *others = run(size, body, ranks=(1, 5, 7))
     sent = 4 * sum(r * (s[0] + np.prod(s[1:])) for r, s in zip((1, 5, 7), SHAPES, strict=True))
     # Rank 0 also sends the bases that all ranks use.
-    assert first[1] == sent + 4 * sum(r * s[0] for r, s in zip((1, 5, 7), SHAPES, strict=True))
+    sides = [min(s[0], np.prod(s[1:])) for s in SHAPES]
+    assert first[1] == sent + 4 * sum(r * n for r, n in zip((1, 5, 7), sides, strict=True))
     for other in others:
         assert other[1] == sent
         assert all(a.tobytes() == b.tobytes() for a, b in zip(first[0], other[0], strict=True))
@@ -270,10 +273,10 @@ def test_a_run_that_resumes_goes_on_with_the_same_bits():
 def test_ranks_change_without_losing_what_was_learned():
     state, again = (LowRank(PLAN, MATRICES, {0: 4, 1: 4, 2: 4}, seed=0) for _ in range(2))
     first = state.start(MATRICES[0])
-    assert first.tobytes() == again.start(MATRICES[0]).tobytes() and first.shape == (40, 4)
+    assert first.tobytes() == again.start(MATRICES[0]).tobytes() and first.shape == (60, 4)
     other = LowRank(PLAN, MATRICES, {0: 4, 1: 4, 2: 4}, seed=1).start(MATRICES[0])
     assert first.tobytes() != other.tobytes()
-    learned = np.random.default_rng(0).standard_normal((40, 4)).astype(np.float32)
+    learned = np.random.default_rng(0).standard_normal((60, 4)).astype(np.float32)
     state.renew(MATRICES[0], learned.copy(), 0)
     state.set_ranks({0: 6, 1: 2, 2: 4})
     assert (state.start(MATRICES[0])[:, :4] == learned).all()
@@ -282,8 +285,8 @@ def test_ranks_change_without_losing_what_was_learned():
     again.load(state.state())
     # What was saved, at the ranks in force here.
     assert again.ranks == {0: 4, 1: 4, 2: 4} and (again.start(MATRICES[0]) == learned).all()
-    with pytest.raises(ValueError, match="'w0': Q was saved as \\(39, 4\\)"):
-        again.load({**state.state(), "warm.0": learned[:39]})
+    with pytest.raises(ValueError, match="'w0': Q was saved as \\(59, 4\\)"):
+        again.load({**state.state(), "warm.0": learned[:59]})
     with pytest.raises(ValueError, match="the residual has 5 coordinates"):
         again.load({**state.state(), "residual": np.zeros(5, np.float32)})
     state.residual += 1
@@ -466,7 +469,7 @@ def test_an_exchange_that_resumes_goes_on_with_the_same_bits(allocation):
         for a, b in zip(*results, strict=True):
             assert all(x.tobytes() == y.tobytes() for x, y in zip(a, b, strict=True))
     # Of rank 0, which also sends the bases.
-    numbers = sum(r * (2 * MODEL[i][1][0] + MODEL[i][1][1]) for i, r in ranks.items())
+    numbers = sum(r * (sum(MODEL[i][1]) + min(MODEL[i][1])) for i, r in ranks.items())
     raw = sum(int(np.prod(s)) for n, s in MODEL[2:])
     # One-dimensional and thin layers travel in a payload of their own, with a header.
     assert 0 <= record.payload_bytes - 4 * (numbers + raw) < 2048
