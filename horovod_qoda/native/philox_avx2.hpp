@@ -8,55 +8,96 @@
 namespace qoda {
 namespace {
 
-// Word w of lanes 8 h .. 8 h + 7 in words[w][h]. Counters sit in the low halves of 64-bit elements,
-// even and odd ones apart, where vpmuludq wants them.
-inline void philox_words(const Philox& p, uint32_t group, __m256i words[4][2]) {
-  const __m256i m0 = _mm256_set1_epi64x(kPhiloxM0), m1 = _mm256_set1_epi64x(kPhiloxM1);
-  const __m256i even = _mm256_setr_epi64x(0, 2, 4, 6);
-  __m256i c0[4], c1[4], c2[4], c3[4];
-  for (uint32_t q = 0; q < 4; ++q) {
-    c0[q] = _mm256_add_epi32(_mm256_set1_epi64x(16 * group + 8 * (q / 2) + q % 2), even);
-    c1[q] = _mm256_set1_epi64x(p.c1);
-    c2[q] = _mm256_set1_epi64x(p.c2);
-    c3[q] = _mm256_set1_epi64x(p.c3);
-  }
-  uint32_t k0 = p.key0, k1 = p.key1;
-  for (int round = 0; round < 10; ++round) {
-    const __m256i key0 = _mm256_set1_epi64x(k0), key1 = _mm256_set1_epi64x(k1);
-#pragma GCC unroll 4
-    for (int q = 0; q < 4; ++q) {
-      const __m256i p0 = _mm256_mul_epu32(c0[q], m0), p1 = _mm256_mul_epu32(c2[q], m1);
-      c0[q] = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p1, 32), c1[q]), key0);
-      c2[q] = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p0, 32), c3[q]), key1);
-      c1[q] = p1;
-      c3[q] = p0;
+// The groups of one layer. Counters sit in the low halves of 64-bit elements, even and odd ones apart,
+// where vpmuludq wants them; what is in the upper halves never matters. Only the first counter word
+// differs within a layer, so that some products of the first two rounds are constants.
+class PhiloxLanes {
+ public:
+  explicit PhiloxLanes(const Philox& p) {
+    for (uint32_t round = 0; round < 10; ++round) {
+      key_[round][0] = _mm256_set1_epi64x(p.key0 + round * kPhiloxW0);
+      key_[round][1] = _mm256_set1_epi64x(p.key1 + round * kPhiloxW1);
     }
-    k0 += kPhiloxW0;
-    k1 += kPhiloxW1;
+    const uint64_t first = uint64_t{kPhiloxM1} * p.c2;
+    const uint32_t c0 = static_cast<uint32_t>(first >> 32) ^ p.c1 ^ p.key0;
+    const uint64_t second = uint64_t{kPhiloxM0} * c0;
+    const uint32_t c1 = static_cast<uint32_t>(first), c3 = static_cast<uint32_t>(second);
+    // In place of keys that are used but once: a key and the constant that it meets.
+    key_[0][1] = _mm256_set1_epi64x(p.c3 ^ p.key1);
+    key_[1][0] = _mm256_set1_epi64x(c1 ^ (p.key0 + kPhiloxW0));
+    key_[1][1] = _mm256_set1_epi64x(static_cast<uint32_t>(second >> 32) ^ (p.key1 + kPhiloxW1));
+    key_[2][1] = _mm256_set1_epi64x(c3 ^ (p.key1 + 2 * kPhiloxW1));
+    // Kept in memory: the registers are needed.
+    asm volatile("" : : "r"(key_) : "memory");
   }
-  const auto merge = [](const __m256i c[4], int h) {
-    return _mm256_blend_epi32(c[2 * h], _mm256_slli_epi64(c[2 * h + 1], 32), 0xAA);
-  };
-  for (int h = 0; h < 2; ++h) {
-    words[0][h] = merge(c0, h);
-    words[1][h] = merge(c1, h);
-    words[2][h] = merge(c2, h);
-    words[3][h] = merge(c3, h);
-  }
-}
 
-// The 16-bit numbers of coordinates 8 e .. 8 e + 7 of a group as float32.
+  // Word w of lanes 8 h .. 8 h + 7 in words[w][h].
+  inline __attribute__((always_inline)) void group(uint32_t group, __m256i words[4][2]) const {
+    const __m256i m0 = _mm256_set1_epi64x(kPhiloxM0), m1 = _mm256_set1_epi64x(kPhiloxM1);
+    const __m256i even = _mm256_setr_epi64x(0, 2, 4, 6);
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      __m256i c0[2], c1[2], c2[2], c3[2];
+#pragma GCC unroll 2
+      for (int q = 0; q < 2; ++q) {
+        const __m256i counter =
+            _mm256_add_epi32(_mm256_set1_epi64x(16 * group + 8 * static_cast<uint32_t>(h) +
+                                                static_cast<uint32_t>(q)),
+                             even);
+        const __m256i p0 = _mm256_mul_epu32(counter, m0);
+        const __m256i second = _mm256_xor_si256(upper(p0), key_[0][1]);
+        const __m256i p1 = _mm256_mul_epu32(second, m1);
+        c0[q] = _mm256_xor_si256(upper(p1), key_[1][0]);
+        c1[q] = p1;
+        c2[q] = _mm256_xor_si256(p0, key_[1][1]);
+        const __m256i p2 = _mm256_mul_epu32(c0[q], m0), p3 = _mm256_mul_epu32(c2[q], m1);
+        c0[q] = _mm256_xor_si256(_mm256_xor_si256(upper(p3), c1[q]), key_[2][0]);
+        c2[q] = _mm256_xor_si256(upper(p2), key_[2][1]);
+        c1[q] = p3;
+        c3[q] = p2;
+      }
+#pragma GCC unroll 7
+      for (int round = 3; round < 10; ++round) {
+#pragma GCC unroll 2
+        for (int q = 0; q < 2; ++q) {
+          const __m256i p0 = _mm256_mul_epu32(c0[q], m0), p1 = _mm256_mul_epu32(c2[q], m1);
+          c0[q] = _mm256_xor_si256(_mm256_xor_si256(upper(p1), c1[q]), key_[round][0]);
+          c2[q] = _mm256_xor_si256(_mm256_xor_si256(upper(p0), c3[q]), key_[round][1]);
+          c1[q] = p1;
+          c3[q] = p0;
+        }
+      }
+      words[0][h] = merge(c0);
+      words[1][h] = merge(c1);
+      words[2][h] = merge(c2);
+      words[3][h] = merge(c3);
+    }
+  }
+
+ private:
+  // A shuffle and not a shift: shifts compete with the multiplier.
+  static __m256i upper(__m256i x) { return _mm256_shuffle_epi32(x, _MM_SHUFFLE(3, 3, 1, 1)); }
+  static __m256i merge(const __m256i c[2]) {
+    return _mm256_blend_epi32(c[0], _mm256_shuffle_epi32(c[1], _MM_SHUFFLE(2, 2, 0, 0)), 0xAA);
+  }
+
+  __m256i key_[10][2];
+};
+
+// 128 + n / 65536 for the 16-bit numbers n of coordinates 8 e .. 8 e + 7 of a group: n is the end of
+// the significand.
 inline __m256 eighth_numbers(const __m256i words[4][2], int e) {
+  const __m256i exponent = _mm256_set1_epi32(0x43000000);
   const int row = e / 2;
   const __m256i word = words[row / 2][e % 2];
-  return _mm256_cvtepi32_ps(row % 2 == 0 ? _mm256_and_si256(word, _mm256_set1_epi32(0xFFFF))
-                                         : _mm256_srli_epi32(word, 16));
+  return _mm256_castsi256_ps(row % 2 == 0
+                                 ? _mm256_blend_epi16(word, exponent, 0xAA)
+                                 : _mm256_or_si256(_mm256_srli_epi32(word, 16), exponent));
 }
 
-// U = (n + 1/2) / 65536; every intermediate is exact.
+// U = (n + 1/2) / 65536, exact: the constant has 24 significant bits.
 inline __m256 eighth_uniforms(const __m256i words[4][2], int e) {
-  return _mm256_add_ps(_mm256_mul_ps(eighth_numbers(words, e), _mm256_set1_ps(0x1p-16f)),
-                       _mm256_set1_ps(0x1p-17f));
+  return _mm256_sub_ps(eighth_numbers(words, e), _mm256_set1_ps(128.0f - 0x1p-17f));
 }
 
 // 1/2 - U, exact as well.

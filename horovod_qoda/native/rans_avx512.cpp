@@ -2,6 +2,7 @@
 // side in 16-bit elements they are in lane order, and one expand load serves both. Encoding has its
 // lanes in order.
 #include "avx512.hpp"
+#include "fetcher.hpp"
 #include "intrinsics_avx512.hpp"
 
 namespace qoda {
@@ -107,22 +108,6 @@ inline __m512i push(__m512i x, __m512i freq, __m512i start, __m512 reciprocal) {
   return _mm512_mask_add_epi32(sum, short_by_one, sum,
                                _mm512_sub_epi32(_mm512_set1_epi32(kScale), freq));
 }
-
-// Fetches 128 bytes, what 32 coordinates take, into the second-level cache.
-class Fetcher {
- public:
-  explicit Fetcher(Ahead ahead) : at_(ahead.at), end_(ahead.at + ahead.bytes) {}
-  void step() {
-    if (at_ >= end_) return;
-    _mm_prefetch(at_, _MM_HINT_T1);
-    _mm_prefetch(at_ + 64, _MM_HINT_T1);
-    at_ += 128;
-  }
-
- private:
-  const char* at_;
-  const char* end_;
-};
 
 // Rows of 32 symbols from the last to the first.
 template <typename Table>

@@ -118,89 +118,10 @@ void encode(EncodeJob& job) {
   job.words = words;
 }
 
-// Where a stream is: its next word and how many are left, and its next symbol.
-struct Position {
-  const uint8_t* words;
-  size_t left;
-  uint8_t* codes;
-};
-
-// Decodes n symbols of one table; false if the words do not suffice.
-bool decode_run(const uint32_t* slots, size_t n, uint32_t* states, Position& at) {
-  const Permutations& tables = permutations();
-  __m256i x[4];
-  for (int r = 0; r < 4; ++r) x[r] = load8(states + 8 * r);
-  const uint8_t* words = at.words;
-  size_t left = at.left, i = 0;
-  for (; i + kLanes <= n && left >= kLanes; i += kLanes) {
-    __m256i entry[4];
-#pragma GCC unroll 4
-    for (int r = 0; r < 4; ++r) {
-      entry[r] = gather(slots, _mm256_and_si256(x[r], _mm256_set1_epi32(kScale - 1)));
-      const __m256i freq =
-          _mm256_and_si256(_mm256_srli_epi32(entry[r], 8), _mm256_set1_epi32(0xFFF));
-      x[r] = _mm256_add_epi32(_mm256_mullo_epi32(freq, _mm256_srli_epi32(x[r], kScaleBits)),
-                              _mm256_srli_epi32(entry[r], 20));
-    }
-#pragma GCC unroll 4
-    for (int r = 0; r < 4; ++r) {
-      const __m256i short_of = _mm256_cmpeq_epi32(_mm256_srli_epi32(x[r], 16), _mm256_setzero_si256());
-      const uint32_t need = mask_of(short_of);
-      const __m256i next =
-          _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(words)));
-      const __m256i mine =
-          _mm256_permutevar8x32_epi32(next, load_permutation(tables.expand[need]));
-      const __m256i refilled = _mm256_or_si256(_mm256_slli_epi32(x[r], 16), mine);
-      x[r] = _mm256_blendv_epi8(x[r], refilled, short_of);
-      const size_t count = static_cast<size_t>(__builtin_popcount(need));
-      words += 2 * count;
-      left -= count;
-    }
-    const __m256i byte = _mm256_set1_epi32(0xFF);
-    for (__m256i& e : entry) e = _mm256_and_si256(e, byte);
-    const __m256i packed = _mm256_packus_epi16(_mm256_packus_epi32(entry[0], entry[1]),
-                                               _mm256_packus_epi32(entry[2], entry[3]));
-    _mm256_storeu_si256(
-        reinterpret_cast<__m256i*>(at.codes + i),
-        _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
-  }
-  for (int r = 0; r < 4; ++r)
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(states + 8 * r), x[r]);
-  for (; i < n; ++i) {
-    uint32_t& state = states[i % kLanes];
-    const uint32_t entry = slots[state & (kScale - 1)];
-    state = (entry >> 8 & 0xFFF) * (state >> kScaleBits) + (entry >> 20);
-    if (state < kStateLow) {
-      if (left == 0) return false;
-      uint16_t word;
-      std::memcpy(&word, words, 2);
-      state = state << 16 | word;
-      words += 2;
-      --left;
-    }
-    at.codes[i] = static_cast<uint8_t>(entry);
-  }
-  at = {words, left, at.codes + n};
-  return true;
-}
-
-bool decode(DecodeJob& job) {
-  for (uint32_t state : job.states)
-    if (state < kStateLow) return false;
-  Position at = {job.words, job.n_words, job.codes};
-  for (size_t r = 0; r < job.n_runs; ++r)
-    if (!decode_run(job.runs[r].table->slot, job.runs[r].n, job.states, at)) return false;
-  return at.left == 0;
-}
-
 }  // namespace
 
 void avx2::rans_encode(EncodeJob* jobs, size_t n_jobs) {
   for (size_t j = 0; j < n_jobs; ++j) encode(jobs[j]);
-}
-
-void avx2::rans_decode(DecodeJob* jobs, size_t n_jobs) {
-  for (size_t j = 0; j < n_jobs; ++j) jobs[j].ok = decode(jobs[j]);
 }
 
 }  // namespace qoda
