@@ -71,10 +71,14 @@ struct EncodeTable {
     uint32_t packed;   // start << 16 | freq
     float reciprocal;  // 1 / freq rounded down, 0 where freq is 0
   };
+  struct IntegerEntry {
+    uint32_t packed;
+    uint32_t inverse;  // (2^32 - 1) / freq rounded down, 0 where freq is 0
+  };
   uint16_t freq[256];
   uint16_t start[256];
   Entry entry[256];
-  uint32_t inverse[256];    // (2^32 - 1) / freq rounded down, 0 where freq is 0
+  IntegerEntry integer_entry[256];
   uint8_t low, high;        // the contiguous range of codes besides the escape, code 0
 };
 

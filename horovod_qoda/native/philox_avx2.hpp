@@ -9,24 +9,15 @@ namespace qoda {
 namespace {
 
 // The groups of one layer. Counters sit in the low halves of 64-bit elements, even and odd ones apart,
-// where vpmuludq wants them; what is in the upper halves never matters. Only the first counter word
-// differs within a layer, so that some products of the first two rounds are constants.
+// where vpmuludq wants them; what is in the upper halves never matters. Half a group at a time fits the
+// registers.
 class PhiloxLanes {
  public:
-  explicit PhiloxLanes(const Philox& p) {
+  explicit PhiloxLanes(const Philox& p) : fixed_{p.c1, p.c2, p.c3} {
     for (uint32_t round = 0; round < 10; ++round) {
       key_[round][0] = _mm256_set1_epi64x(p.key0 + round * kPhiloxW0);
       key_[round][1] = _mm256_set1_epi64x(p.key1 + round * kPhiloxW1);
     }
-    const uint64_t first = uint64_t{kPhiloxM1} * p.c2;
-    const uint32_t c0 = static_cast<uint32_t>(first >> 32) ^ p.c1 ^ p.key0;
-    const uint64_t second = uint64_t{kPhiloxM0} * c0;
-    const uint32_t c1 = static_cast<uint32_t>(first), c3 = static_cast<uint32_t>(second);
-    // In place of keys that are used but once: a key and the constant that it meets.
-    key_[0][1] = _mm256_set1_epi64x(p.c3 ^ p.key1);
-    key_[1][0] = _mm256_set1_epi64x(c1 ^ (p.key0 + kPhiloxW0));
-    key_[1][1] = _mm256_set1_epi64x(static_cast<uint32_t>(second >> 32) ^ (p.key1 + kPhiloxW1));
-    key_[2][1] = _mm256_set1_epi64x(c3 ^ (p.key1 + 2 * kPhiloxW1));
     // Kept in memory: the registers are needed.
     asm volatile("" : : "r"(key_) : "memory");
   }
@@ -40,24 +31,15 @@ class PhiloxLanes {
       __m256i c0[2], c1[2], c2[2], c3[2];
 #pragma GCC unroll 2
       for (int q = 0; q < 2; ++q) {
-        const __m256i counter =
-            _mm256_add_epi32(_mm256_set1_epi64x(16 * group + 8 * static_cast<uint32_t>(h) +
-                                                static_cast<uint32_t>(q)),
-                             even);
-        const __m256i p0 = _mm256_mul_epu32(counter, m0);
-        const __m256i second = _mm256_xor_si256(upper(p0), key_[0][1]);
-        const __m256i p1 = _mm256_mul_epu32(second, m1);
-        c0[q] = _mm256_xor_si256(upper(p1), key_[1][0]);
-        c1[q] = p1;
-        c2[q] = _mm256_xor_si256(p0, key_[1][1]);
-        const __m256i p2 = _mm256_mul_epu32(c0[q], m0), p3 = _mm256_mul_epu32(c2[q], m1);
-        c0[q] = _mm256_xor_si256(_mm256_xor_si256(upper(p3), c1[q]), key_[2][0]);
-        c2[q] = _mm256_xor_si256(upper(p2), key_[2][1]);
-        c1[q] = p3;
-        c3[q] = p2;
+        c0[q] = _mm256_add_epi32(_mm256_set1_epi64x(16 * group + 8 * static_cast<uint32_t>(h) +
+                                                    static_cast<uint32_t>(q)),
+                                 even);
+        c1[q] = _mm256_set1_epi64x(fixed_[0]);
+        c2[q] = _mm256_set1_epi64x(fixed_[1]);
+        c3[q] = _mm256_set1_epi64x(fixed_[2]);
       }
-#pragma GCC unroll 7
-      for (int round = 3; round < 10; ++round) {
+#pragma GCC unroll 10
+      for (int round = 0; round < 10; ++round) {
 #pragma GCC unroll 2
         for (int q = 0; q < 2; ++q) {
           const __m256i p0 = _mm256_mul_epu32(c0[q], m0), p1 = _mm256_mul_epu32(c2[q], m1);
@@ -82,6 +64,7 @@ class PhiloxLanes {
   }
 
   __m256i key_[10][2];
+  uint32_t fixed_[3];
 };
 
 // 128 + n / 65536 for the 16-bit numbers n of coordinates 8 e .. 8 e + 7 of a group: n is the end of

@@ -7,6 +7,7 @@
 
 #include "avx2.hpp"
 #include "fetcher.hpp"
+#include "gather_avx2.hpp"
 
 namespace qoda {
 namespace {
@@ -35,10 +36,6 @@ inline __m256i load_two(const void* low, const void* high) {
   return _mm256_inserti128_si256(
       _mm256_castsi128_si256(_mm_loadu_si128(static_cast<const __m128i*>(low))),
       _mm_loadu_si128(static_cast<const __m128i*>(high)), 1);
-}
-
-inline __m256i gather(const uint32_t* table, __m256i index) {
-  return _mm256_i32gather_epi32(reinterpret_cast<const int*>(table), index, 4);
 }
 
 // 16-bit elements of even and odd lanes in lane order.

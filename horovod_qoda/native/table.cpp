@@ -200,7 +200,7 @@ void fill(const CodeTable& table, EncodeTable& out) {
     float reciprocal = freq == 0 ? 0.0f : 1.0f / static_cast<float>(freq);
     if (static_cast<double>(reciprocal) * freq > 1.0) reciprocal = std::nextafter(reciprocal, 0.0f);
     out.entry[code] = {start << 16 | freq, reciprocal};
-    out.inverse[code] = freq == 0 ? 0 : static_cast<uint32_t>(0xFFFFFFFFu / freq);
+    out.integer_entry[code] = {start << 16 | freq, freq == 0 ? 0 : 0xFFFFFFFFu / freq};
     start += freq;
   }
   out.low = static_cast<uint8_t>(table.low);
