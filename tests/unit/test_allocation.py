@@ -45,10 +45,14 @@ def test_as_brute_force_and_inside_the_budget(seed, alpha):
     sizes, errors = instance(seed)
     default = [2] * len(sizes)
     budget = error_budget(errors, default, alpha)
+    best = brute_force(sizes, errors, budget)
     every = 5**6  # nothing is thinned out
     choice = allocate(sizes, errors, budget, default, bins=every)
     assert total(errors, choice) <= budget
-    assert total(sizes, choice) == brute_force(sizes, errors, budget)
+    assert total(sizes, choice) == best
+    choice = allocate(sizes, errors, budget, default)  # as in an exchange
+    assert total(errors, choice) <= budget
+    assert total(sizes, choice) <= 1.001 * best
     if alpha >= 1:
         assert total(sizes, choice) <= total(sizes, default)
 

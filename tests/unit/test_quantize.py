@@ -5,17 +5,28 @@ import pytest
 
 from horovod_qoda.coding import SEGMENT, copy_stats, decode
 from horovod_qoda.quantization import exponential, step_size, ternary, uniform
+from horovod_qoda.quantization.adaptive import fit_levels
+from horovod_qoda.quantization.histogram import normalised_histograms
 from tests.codec_cases import HEADER, INPUTS, make_input, payload
 
 DRAWS = 20_000
 N = 64
-LEVELS = (uniform(6), exponential(3), ternary())
+
+
+def adaptive(count):
+    """Levels fitted to heavy tails, so that no two cells are alike."""
+    values = np.random.default_rng(0).standard_t(3, 1 << 15).astype(np.float32)
+    return fit_levels(normalised_histograms(values, 32, "linf")[1], count)
+
+
+LEVELS = (uniform(6), exponential(3), ternary(), adaptive(4))
 QUANTIZERS = {
     "rounded": {"quantizer": 1, "reconstruction": 0},
     "dithered": {"quantizer": 1, "reconstruction": 1},
     "uniform": {"quantizer": 2, "bucket": 32, "levels": 0},
     "exponential": {"quantizer": 2, "norm": 1, "bucket": 64, "levels": 1},
     "ternary": {"quantizer": 2, "bucket": 0, "levels": 2},
+    "adaptive": {"quantizer": 2, "bucket": 32, "levels": 3},
     "maxmin": {"quantizer": 3, "bucket": 16, "levels": 0},
 }
 
