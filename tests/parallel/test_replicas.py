@@ -30,6 +30,16 @@ def test_replicas_are_identical_after_200_steps(mpi_run, np):
         assert x["wire"] < x["raw"] / 2
 
 
+@pytest.mark.slow
+def test_replicas_are_identical_after_1000_steps(mpi_run):
+    """Past the update at exchange 1,000, with what adapts most: levels, and bits of each layer."""
+    words = ["--steps", "1000", "--topology", "scatter_reduce"]
+    adapting = ["--quantizer", "adaptive", "--allocation", "lgreco", "--optimizer", "qoda"]
+    got = reports(mpi_run(3, "tests/parallel/train.py", *words, "--next", *words, *adapting))
+    assert [(x["same"], x["exchanges"]) for x in got] == [(True, 1000)] * 2
+    assert all(x["wire"] < x["raw"] / 2 for x in got)
+
+
 def test_auto_turns_overlap_on_and_says_so(mpi_run):
     finished = mpi_run(2, "tests/parallel/train.py", "--steps", "6")
     assert report(finished)["overlap"]

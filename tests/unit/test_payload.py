@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from horovod_qoda import theory
 from horovod_qoda.coding import (
     KIND_CODED,
     KIND_NONFINITE,
@@ -312,6 +313,61 @@ def test_rate_is_near_the_entropy(name, c):
     book = Book.from_histogram(histogram)
     agreed = payload(values, segments, book=book)
     assert 8 * len(agreed) <= 1.01 * entropy_bits(histogram)
+
+
+LEVEL_TYPES = [
+    {"quantizer": 2, "norm": 0, "bucket": 512, "levels": 0, "type": 0},
+    {"quantizer": 2, "norm": 1, "bucket": 128, "levels": 1, "type": 1},
+]
+LEVEL_NUMEL = 200_000
+
+
+def level_payload(seed, book=None):
+    """Gaussian coordinates of two types of levels: payload, p of each type, number of buckets."""
+    values = np.random.default_rng(seed).standard_normal(2 * LEVEL_NUMEL).astype(np.float32)
+    segments = join([segment(LEVEL_NUMEL, index=0, **kind) for kind in LEVEL_TYPES])
+    histogram = np.zeros((2, 256), dtype=np.int64)
+    data = payload(values, segments, levels=LEVELS, histogram=histogram, book=book)
+    magnitudes = histogram[:, 128:].copy()
+    magnitudes[:, 1:] += histogram[:, 127:0:-1]
+    probabilities = [counts[: len(LEVELS[i])] / LEVEL_NUMEL for i, counts in enumerate(magnitudes)]
+    buckets = sum(-(-LEVEL_NUMEL // kind["bucket"]) for kind in LEVEL_TYPES)
+    return values, histogram, data, probabilities, buckets
+
+
+def test_lengths_of_levels_keep_the_bounds_of_the_theory():
+    """lower <= length <= target (docs/theory.md section 4): norms, tables and header included."""
+    counts = [LEVEL_NUMEL] * 2
+    _, histogram, data, p, buckets = level_payload(18)
+    assert len(data) >= 65536
+    lower = theory.length_lower_bound(counts, p, buckets)
+    assert lower <= 8 * len(data) <= theory.rans_target(counts, p, p, buckets)
+    assert 8 * len(data) <= theory.huffman_upper_bound(counts, p, buckets)
+    # Tables agreed upon after another gradient, which the header says by their hash.
+    book = Book.from_histogram(histogram)
+    _, _, data, p, buckets = level_payload(19, book)
+    tables = []
+    for row, levels in zip(book.tables / 4096, LEVELS, strict=True):
+        table = row[128 : 128 + len(levels)].copy()
+        table[1:] += row[128 - len(levels) + 1 : 128][::-1]
+        tables.append(table / table.sum())
+    lower = theory.length_lower_bound(counts, p, buckets)
+    assert lower <= 8 * len(data) <= theory.rans_target(counts, p, tables, buckets)
+
+
+def test_symbols_are_as_frequent_as_the_theory_says():
+    """Within 3 standard errors, given the gradient: p_j of docs/theory.md section 4."""
+    values, _, _, found, _ = level_payload(20)
+    for kind, levels, p in zip(LEVEL_TYPES, LEVELS, found, strict=True):
+        start = kind["type"] * LEVEL_NUMEL
+        own = np.abs(values[start : start + LEVEL_NUMEL].astype(np.float64))
+        at = np.arange(0, LEVEL_NUMEL, kind["bucket"])
+        largest, l2 = np.maximum.reduceat(own, at), np.sqrt(np.add.reduceat(own**2, at))
+        norms = (largest, l2)[kind["norm"]]
+        r = np.minimum(own / np.repeat(norms, np.diff(np.append(at, LEVEL_NUMEL))), 1)
+        wanted = theory.symbol_probabilities(r, levels)
+        error = np.sqrt(wanted * (1 - wanted) / LEVEL_NUMEL)
+        assert (np.abs(p - wanted) <= 3 * error + 1e-9).all(), (p, wanted)
 
 
 def test_threads_and_instruction_sets_give_the_same_bytes():
