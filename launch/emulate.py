@@ -8,8 +8,10 @@ plugged into a switch (a bridge in a namespace of its own). mpirun starts in the
 reaches the others through `ip netns exec`, so ranks talk TCP over those links and nothing else.
 Cores, memory and disk are shared: what is emulated is the network.
 
-Needs root, iproute2 and Open MPI. Everything made here carries this process's number in its name,
-is removed at the end, also after Ctrl-C, and nothing else is touched.
+Needs root, iproute2 and Open MPI. Everything made here carries this process's number in its name
+and is removed at the end, also after Ctrl-C, SIGTERM, a closed terminal, or when the job is killed.
+Nothing else is touched: where a name is taken, nothing starts. Only SIGKILL leaves something
+behind: `ip netns list` shows it, as hq and a number.
 """
 
 from __future__ import annotations
@@ -80,7 +82,8 @@ def cluster(count: int, rate: str | None) -> Iterator[list[Host]]:
         rate: speed of each link in each direction, as tc writes it ("1gbit"); None is unlimited.
 
     Raises:
-        SetupError: not root, tools missing, or a rate that tc does not understand.
+        SetupError: not root, tools missing, a name that is taken, or a rate that tc does not
+            understand.
     """
     if not 1 <= count <= 250:
         raise SetupError(f"--hosts must be between 1 and 250, not {count}", "choose fewer hosts")
@@ -89,8 +92,9 @@ def cluster(count: int, rate: str | None) -> Iterator[list[Host]]:
     mark = f"hq{os.getpid()}"
     switch = f"{mark}-switch"
     hosts = [Host(f"{mark}-{i + 1}", f"{SUBNET}.{i + 1}") for i in range(count)]
+    _refuse_taken([switch, *(h.name for h in hosts)])
     made: list[str] = []
-    restore = _exit_on_sigterm()
+    restore = _exit_on_signals()
     try:
         for name in [switch, *(h.name for h in hosts)]:
             _ip("netns", "add", name)
@@ -112,18 +116,30 @@ def cluster(count: int, rate: str | None) -> Iterator[list[Host]]:
         restore()
 
 
-def _exit_on_sigterm() -> Callable[[], object]:
-    """Makes SIGTERM raise SystemExit, so that what was made is removed; returns the way back.
+def _refuse_taken(names: Sequence[str]) -> None:
+    """Raises SetupError where something of these names is there: it is not ours to remove."""
+    for name in names:
+        for path in (Path("/run/netns") / name, Path("/etc/netns") / name):
+            if path.exists():
+                raise SetupError(
+                    f"{path} is there already and was not made by this process",
+                    f"if nothing uses it: ip netns delete {name}; rm -r /etc/netns/{name}",
+                )
 
-    A handler that the program has set stays, and threads cannot set one.
+
+def _exit_on_signals() -> Callable[[], object]:
+    """Makes SIGTERM and SIGHUP raise SystemExit, so that what was made is removed; returns the way
+    back.
+
+    A handler that the program has set stays, and what nohup ignores stays ignored; threads cannot
+    set one.
     """
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
-    ):
+    if threading.current_thread() is not threading.main_thread():
         return lambda: None
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    return lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signals = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is signal.SIG_DFL]
+    for s in signals:
+        signal.signal(s, lambda number, _: sys.exit(128 + number))
+    return lambda: [signal.signal(s, signal.SIG_DFL) for s in signals]
 
 
 def _plug(host: Host, switch: str, port: str, rate: str | None) -> None:
@@ -206,10 +222,15 @@ def _major(mpirun: str) -> int:
 
 
 def execute(job: run.Job, timeout: float | None = None) -> int:
-    """Runs the job in a process group of its own; the group is dead when this returns."""
+    """Runs the job in a process group of its own; the group is dead when this returns.
+
+    Returns:
+        The job's exit status; 128 and the signal's number where one has ended it.
+    """
     child = subprocess.Popen(job.argv, env=job.env, start_new_session=True)
     try:
-        return child.wait(timeout)
+        status = child.wait(timeout)
+        return status if status >= 0 else 128 - status
     finally:
         for sign in (signal.SIGTERM, signal.SIGKILL):
             try:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from launch import emulate
+from launch.errors import SetupError
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(bool(emulate.usable()), reason=emulate.usable() or "usable")
@@ -57,18 +58,57 @@ def test_ranks_on_hosts_with_limited_links(tmp_path):
     assert not leftovers(child.pid)
 
 
-def test_nothing_is_left_after_interrupt_or_a_killed_job(tmp_path):
-    for sign in (signal.SIGINT, signal.SIGTERM):
-        child = start("--hosts", 2, "--", "sleep", "600", start_new_session=True)
-        deadline = time.time() + 120
-        while not leftovers(child.pid):
-            assert time.time() < deadline and child.poll() is None
-            time.sleep(0.1)
-        time.sleep(1.0)
-        os.kill(child.pid, sign)
-        child.communicate(timeout=120)
-        assert child.returncode != 0
-        assert not leftovers(child.pid)
+def running(word):
+    """Processes with this word among their arguments."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if word.encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("sign", ["SIGINT", "SIGTERM", "SIGHUP", "job SIGKILL"])
+def test_nothing_is_left_when_it_is_interrupted_or_the_job_is_killed(sign):
+    # A word that no other process has; sleep adds its arguments up.
+    word = f"0.{time.time_ns()}"
+    child = start("--hosts", 2, "--", "sleep", "600", word, start_new_session=True)
+    deadline = time.time() + 120
+    while len(running(word)) < 4:  # this one, mpirun and two ranks
+        assert time.time() < deadline and child.poll() is None
+        time.sleep(0.1)
+    if sign == "job SIGKILL":
+        (job,) = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+        os.kill(int(job), signal.SIGKILL)
+    else:
+        os.kill(child.pid, signal.Signals[sign])
+    child.communicate(timeout=120)
+    wanted = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "job SIGKILL": 137}
+    assert child.returncode == wanted[sign]
+    assert not leftovers(child.pid) and not running(word)
+
+
+@pytest.mark.parametrize("where", ["/run/netns", "/etc/netns"])
+def test_what_another_program_made_is_refused_and_left_alone(where):
+    name = f"hq{os.getpid()}-2"
+    path = Path(where) / name
+    path.parent.mkdir(exist_ok=True)
+    if where == "/run/netns":
+        subprocess.run(["ip", "netns", "add", name], check=True)
+    else:
+        path.mkdir()
+    try:
+        with pytest.raises(SetupError, match=f"{path} is there already"), emulate.cluster(2, None):
+            pytest.fail("it started")
+        assert path.exists()
+        assert [x for x in leftovers(os.getpid()) if name not in x] == []
+    finally:
+        if where == "/run/netns":
+            subprocess.run(["ip", "netns", "delete", name], check=True)
+        else:
+            path.rmdir()
 
 
 HOLDER = """
