@@ -19,7 +19,7 @@ class Totals:
     payload_bytes: int = 0
     wire_bytes: int = 0
     topology: str = ""
-    """Of the latest exchange: ``allgather``, ``scatter_reduce`` or ``raw``."""
+    """Of the latest exchange, as in its record."""
     coded_bits: float = math.nan
     """Mean over all exchanges that quantised anything."""
     sampled: int = 0

@@ -12,7 +12,7 @@ class ExchangeRecord:
     exchange: int
     """Exchange number, from 0."""
     topology: str
-    """``allgather``, ``scatter_reduce`` or ``raw``."""
+    """``allgather``, ``scatter_reduce``, ``two_level`` or ``raw``."""
     coordinates: int
     """Coordinates in layers that are quantised."""
     raw_bytes: int

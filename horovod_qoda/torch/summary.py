@@ -6,61 +6,69 @@ from collections import Counter
 
 from horovod_qoda.allocation import low_rank_numbers
 from horovod_qoda.exchange import ExchangeRecord
+from horovod_qoda.layout import Layout
 from horovod_qoda.logs import logger
+from horovod_qoda.settings import Settings
 from horovod_qoda.torch.carriers import Carrier, LayerwiseCarrier
+
+NOTHING = "NOTHING IS COMPRESSED"
 
 
 def summarize(carrier: Carrier, record: ExchangeRecord, ranks: int) -> None:
     """Logs what the first exchange did; a warning where nothing was compressed."""
     if not isinstance(carrier, LayerwiseCarrier):
+        loud = f"{NOTHING}: " if record.wire_bytes >= record.raw_bytes else ""
         logger().warning(
-            "the compression passed is not layerwise: gradients travel by stock Horovod, "
-            f"{record.wire_bytes:,} bytes a rank and step"
+            f"{loud}the compression passed is not layerwise, so gradients travel by stock Horovod, "
+            f"{record.wire_bytes:,} bytes a rank and step; pass hvd.Compression.layerwise"
         )
         return
-    for sentence in carrier.exchange.routes.placement.describe():
+    exchange = carrier.exchange
+    for sentence in exchange.routes.placement.describe():
         logger().info(sentence)
-    layout = carrier.layout
-    quantized = [x for x in layout.layers if not layout.types[x.type].raw]
+    text = describe(carrier.layout, exchange.settings, exchange.topology, record, ranks)
+    (logger().warning if text.startswith(NOTHING) else logger().info)(text)
+
+
+def describe(
+    layout: Layout, settings: Settings, topology: str, record: ExchangeRecord, ranks: int
+) -> str:
+    """What travels in which way, why some layers travel raw, and the ratio to expect."""
+    kinds = [layout.types[x.type] for x in layout.layers]
+    both = list(zip(layout.layers, kinds, strict=True))
+    quantized = [(x.numel, kind.rate) for x, kind in both if not kind.raw]
+    thin = [(x.numel, low_rank_numbers(x.shape, k.low_rank)) for x, k in both if k.low_rank]
     why = Counter(x.why_raw for x in layout.layers if x.why_raw)
     raw = "; ".join(f"{count} because {reason}" for reason, count in why.most_common())
-    thin = [x for x in layout.layers if layout.types[x.type].low_rank]
-    if thin:
-        numbers = sum(low_rank_numbers(x.shape, layout.types[x.type].low_rank) for x in thin)
-        coordinates = sum(x.numel for x in thin)
-        logger().info(
-            f"{len(thin)} of {len(layout.layers)} layers ({coordinates:,} coordinates) are sent by "
-            f"PowerSGD as {numbers:,} numbers"
-        )
     if not quantized and not thin:
-        logger().warning(
-            f"NOTHING IS COMPRESSED: all {len(layout.layers)} layers travel raw ({raw})"
+        return f"{NOTHING}: all {len(layout.layers)} layers travel raw ({raw})"
+
+    numel = sum(n for n, _ in quantized)
+    coded = sum(n * bits for n, bits in quantized)
+    numbers = sum(n for _, n in thin)
+    ways = []
+    if quantized:
+        names = dict.fromkeys(kind.quantizer for kind in kinds if not kind.raw)
+        ways.append(
+            f"{len(quantized)} of {len(kinds)} layers ({numel:,} coordinates) are quantised to "
+            f"about {coded / numel:.3g} bits ({', '.join(names)})"
         )
-        return
-    if not quantized:
-        logger().info(
-            f"raw: {raw or 'none'}; first exchange: {record.raw_bytes:,} bytes of gradients became "
-            f"{record.wire_bytes:,} on the wire"
+    if thin:
+        ways.append(
+            f"{len(thin)} of {len(kinds)} layers ({sum(n for n, _ in thin):,} coordinates) are "
+            f"sent by PowerSGD as {numbers:,} numbers"
         )
-        return
-    settings = carrier.exchange.settings
-    numel = sum(x.numel for x in quantized)
-    bits = sum(x.numel * layout.types[x.type].rate for x in quantized) / numel
-    text = (
-        f"{len(quantized)} of {len(layout.layers)} layers ({numel:,} coordinates) are quantised to "
-        f"about {bits:.3g} bits ({settings.quantizer}), {carrier.exchange.topology} over {ranks} "
-        f"rank{'s' if ranks != 1 else ''}"
+    total = sum(x.numel for x in layout.layers)
+    left = sum(x.numel for x in layout.layers if x.why_raw)
+    expected = 32 * total / (coded + 32 * (numbers + left))
+    stages = 2 if topology == "scatter_reduce" and quantized else 1
+    first = (
+        f"the first {settings.warmup_steps} exchanges are float32 (warmup_steps)"
+        if record.topology == "raw" and settings.warmup_steps
+        else f"first exchange: {record.raw_bytes:,} bytes of gradients became "
+        f"{record.wire_bytes:,} on the wire ({stages} stage{'s' if stages > 1 else ''})"
     )
-    if raw:
-        text += f"; raw: {raw}"
-    expected = (
-        sum(x.numel for x in layout.layers)
-        * 32
-        / (numel * bits + 32 * sum(x.numel for x in layout.layers if x.why_raw))
-    )
-    stages = 2 if carrier.exchange.topology == "scatter_reduce" else 1
-    logger().info(
-        f"{text}; first exchange: {record.raw_bytes:,} bytes of gradients became "
-        f"{record.wire_bytes:,} on the wire ({stages} stage{'s' if stages > 1 else ''}); expected "
-        f"ratio {expected:.1f} a stage"
+    return (
+        f"{'; '.join(ways)}; {topology} over {ranks} rank{'s' if ranks != 1 else ''}; raw: "
+        f"{raw or 'none'}; {first}; expected ratio {expected:.1f} a stage"
     )
