@@ -44,7 +44,7 @@ def make_gradients(file: Path, steps: int, data: Path | None = None) -> str:
     named = [*generator.named_parameters("generator"), *critic.named_parameters("critic")]
     optimizer = torch.optim.Adam([p for _, p in named], lr=1e-4, betas=(0.5, 0.9))
     found = _data.load(_data.locate(data))
-    images = torch.from_numpy(found.train).float() / 127.5 - 1.0
+    images = torch.tensor(found.train).float() / 127.5 - 1.0
     for _ in range(steps):
         real = images[torch.randint(len(images), (BATCH,))]
         fake = generator(torch.randn(BATCH, LATENT))

@@ -151,6 +151,21 @@ def test_what_runs_is_what_was_printed(name, tmp_path):
         assert f"{variable}={FORWARDED[variable]}" in env
 
 
+@pytest.mark.parametrize("name", WANTED)
+def test_compute_threads_are_limited_where_nobody_says_how_many(name, tmp_path):
+    """The script's own default reaches the launcher's environment, and by name the ranks."""
+    for launcher in ("mpirun", "mpiexec", "horovodrun", "srun", "jsrun"):
+        stub = tmp_path / launcher
+        stub.write_text('#!/bin/bash\necho "threads=$OMP_NUM_THREADS"\n')
+        stub.chmod(0o755)
+    variables = environment(PATH=f"{tmp_path}:{os.environ['PATH']}")
+    variables.pop("OMP_NUM_THREADS", None)
+    argv = [str(ROOT / "launch" / "jobs" / f"{name}.sh"), "python", "train.py"]
+    done = subprocess.run(argv, env=variables, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.strip().removeprefix("threads=")) >= 1
+
+
 def test_sizes_come_from_the_batch_system(tmp_path):
     words = dry("slurm_srun", SLURM_NTASKS="12", SLURM_CPUS_PER_TASK="5")
     assert "--ntasks=12" in words and "--cpus-per-task=5" in words

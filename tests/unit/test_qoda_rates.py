@@ -115,13 +115,15 @@ def test_residual_falls_as_one_over_root_of_the_nodes(variant: str) -> None:
     assert found == pytest.approx(-0.5, abs=0.15)
 
 
-def test_half_the_exchanges_of_q_genx_for_the_same_iterations() -> None:
-    """Under absolute noise T iterations reach the same gap, with T exchanges instead of 2T."""
-    iterations = 1000
-    seeds = range(6)
-    ours = mean_over_seeds(seeds, "coupled", absolute(0.5), exchanges=iterations)[-1]
-    runs = [q_genx(GAME, iterations, 4, absolute(0.5), seed) for seed in seeds]
-    theirs = np.mean([GAME.residual(mean) for mean, _ in runs])
-    print(f"QODA {ours:.2e}, Q-GenX {theirs:.2e}")
-    assert runs[0][1] == 2 * iterations
-    assert ours < 1.25 * theirs
+def test_half_the_exchanges_of_q_genx_for_the_same_gap() -> None:
+    """Under absolute noise T exchanges reach what Q-GenX needs 2T for; with T it is behind."""
+    exchanges, seeds = 1000, range(6)
+    ours = mean_over_seeds(seeds, "coupled", absolute(0.5), exchanges=exchanges)[-1]
+    theirs = {}
+    for iterations in (exchanges // 2, exchanges):
+        runs = [q_genx(GAME, iterations, 4, absolute(0.5), seed) for seed in seeds]
+        assert {taken for _, taken in runs} == {2 * iterations}
+        theirs[2 * iterations] = np.mean([GAME.residual(mean) for mean, _ in runs])
+    print(f"QODA {ours:.2e}, Q-GenX {theirs}")
+    assert ours < 1.25 * theirs[2 * exchanges]
+    assert ours < 0.9 * theirs[exchanges]
