@@ -66,6 +66,10 @@ LEVEL_QUANTISERS: dict[str, tuple[Callable[[Layers], list[Sequence]], dict[str, 
         {"quantizer": 2, "norm": 1, "bucket": 512},
     ),
     "max-min 4 bits 512 (CGX)": (lambda _: [uniform(6)], {"quantizer": 3, "bucket": 512}),
+    "QSGD (uniform L2 512)": (
+        lambda _: [uniform(s) for s in (2, 6, 14, 30, 62, 126)],
+        {"quantizer": 2, "norm": 1, "bucket": 512},
+    ),
     "QSGD (uniform L2, layer)": (
         lambda _: [uniform(s) for s in (0, 14, 62, 126)],
         {"quantizer": 2, "norm": 1, "bucket": 0},
@@ -231,15 +235,25 @@ def plot(results: dict[str, dict[str, list[Point]]], file: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(results), figsize=(6 * len(results), 5), squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(results), figsize=(5 * len(results) + 2, 4), squeeze=False, layout="constrained"
+    )
     for axis, (data, made) in zip(axes[0], results.items(), strict=True):
-        for name, points in made.items():
-            axis.semilogy(*zip(*sorted(points), strict=True), marker=".", label=name)
+        for number, (name, points) in enumerate(made.items()):
+            ours = name not in LEVEL_QUANTISERS
+            axis.semilogy(
+                *zip(*sorted(points), strict=True),
+                "-" if ours else "--",
+                marker="" if ours else ".",
+                color=f"C{number if ours else number - len(made) + len(LEVEL_QUANTISERS)}",
+                label=name,
+            )
+        # Where noise is no larger than the gradient: a norm of a whole layer is off the scale.
         axis.set(title=data, xlabel="coded bits per coordinate", ylabel="relative variance")
+        axis.set(xlim=(0.5, 5), ylim=(1e-3, 1.5))
         axis.grid(alpha=0.3)
-    axes[0][0].legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(file, dpi=120)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), fontsize=7, loc="outside right center")
+    figure.savefig(file, dpi=90)
 
 
 def main() -> None:

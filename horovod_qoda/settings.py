@@ -68,7 +68,7 @@ class Settings:
     )
     # The largest rank of the paper's experiments (arXiv 1905.13727).
     low_rank: int = _option(LOW_RANK, "rank of the matrices that powersgd sends, 1 to 65536")
-    # Exact minimisation costs rank 0 some 10 ms an update and type, one ratio a tenth of it.
+    # Coordinate descent costs rank 0 some 5 ms an update and type, one ratio a tenth of it or less.
     level_solver: str = _option(
         "alq", "how adaptive levels are fitted: alq (coordinate descent) or amq (one ratio)"
     )
