@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from horovod_qoda.qoda import QODA
+
 Noise = Callable[[Tensor, torch.Generator], Tensor]
 
 
@@ -104,3 +106,45 @@ def q_genx(
         total += float((first - second).square().sum()) / nodes**2
         base = (1.0 + total) ** -0.5 * dual
     return mean, exchanges
+
+
+def uniform_levels(vectors: Tensor, generator: torch.Generator) -> Tensor:
+    """4-bit unbiased quantisation per node: sign and 8 uniform levels of v/‖v‖_∞."""
+    norm = vectors.abs().amax(-1, keepdim=True)
+    scaled = vectors.abs() / norm * 7
+    up = torch.rand(vectors.shape, generator=generator, dtype=vectors.dtype)
+    return vectors.sign() * torch.floor(scaled + up) * norm / 7
+
+
+def play(
+    game: BilinearGame,
+    variant: str,
+    noise: Noise,
+    checkpoints: Iterable[int],
+    *,
+    nodes: int = 4,
+    quantized: bool = False,
+    seed: int = 0,
+) -> list[float]:
+    """‖A‖ at the mean of QODA's X_{t+1/2} after each of so many exchanges, rising."""
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.nn.Parameter(torch.zeros(game.d, dtype=torch.float64))
+    optimizer = QODA([z], variant=variant)
+    previous = torch.zeros(nodes, game.d, dtype=torch.float64)
+    residuals = []
+    wanted = list(checkpoints)
+    for t in range(1, wanted[-1] + 1):
+        vectors = node_vectors(game, z.detach(), nodes, noise, generator)
+        if quantized:
+            vectors = uniform_levels(vectors, generator)
+        z.grad = vectors.mean(0)
+        optimizer.receive_sums(
+            float(vectors.square().sum()) / nodes**2,
+            float((vectors - previous).square().sum()) / nodes**2,
+        )
+        previous = vectors
+        optimizer.step()
+        if t in wanted:
+            with optimizer.average():
+                residuals.append(game.residual(z.detach()))
+    return residuals

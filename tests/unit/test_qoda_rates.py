@@ -6,18 +6,19 @@ does not hang on one draw.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from horovod_qoda.qoda import QODA
 from tests.games import (
     BilinearGame,
     Noise,
     absolute,
-    node_vectors,
     noiseless,
+    play,
     q_genx,
     relative,
     slope,
@@ -29,49 +30,16 @@ EXCHANGES = 3000
 CHECKPOINTS = (100, 200, 400, 800, 1600, EXCHANGES)
 
 
-def uniform_levels(vectors: Tensor, generator: torch.Generator) -> Tensor:
-    """4-bit unbiased quantisation per node: sign and 8 uniform levels of v/‖v‖_∞."""
-    norm = vectors.abs().amax(-1, keepdim=True)
-    scaled = vectors.abs() / norm * 7
-    up = torch.rand(vectors.shape, generator=generator, dtype=vectors.dtype)
-    return vectors.sign() * torch.floor(scaled + up) * norm / 7
-
-
-def play(
+def mean_over_seeds(
+    seeds: range,
     variant: str,
     noise: Noise,
-    *,
-    nodes: int = 4,
-    exchanges: int = EXCHANGES,
-    quantized: bool = False,
-    seed: int = 0,
-) -> list[float]:
-    """‖A‖ at the mean of X_{t+1/2} after each of CHECKPOINTS exchanges (and at the end)."""
-    generator = torch.Generator().manual_seed(seed)
-    z = torch.nn.Parameter(torch.zeros(GAME.d, dtype=torch.float64))
-    optimizer = QODA([z], variant=variant)
-    previous = torch.zeros(nodes, GAME.d, dtype=torch.float64)
-    residuals = []
-    for t in range(1, exchanges + 1):
-        vectors = node_vectors(GAME, z.detach(), nodes, noise, generator)
-        if quantized:
-            vectors = uniform_levels(vectors, generator)
-        z.grad = vectors.mean(0)
-        optimizer.receive_sums(
-            float(vectors.square().sum()) / nodes**2,
-            float((vectors - previous).square().sum()) / nodes**2,
-        )
-        previous = vectors
-        optimizer.step()
-        if t in CHECKPOINTS or t == exchanges:
-            with optimizer.average():
-                residuals.append(GAME.residual(z.detach()))
-    return residuals
-
-
-def mean_over_seeds(seeds: range, *args: object, **kwargs: object) -> np.ndarray:
+    checkpoints: Sequence[int] = CHECKPOINTS,
+    **options: Any,
+) -> np.ndarray:
     print("seeds", list(seeds))
-    return np.mean([play(*args, **kwargs, seed=seed) for seed in seeds], axis=0)
+    runs = [play(GAME, variant, noise, checkpoints, seed=seed, **options) for seed in seeds]
+    return np.mean(runs, axis=0)
 
 
 @pytest.mark.parametrize("quantized", [False, True])
@@ -107,7 +75,7 @@ def test_constant_step_descent_ascent_diverges() -> None:
 def test_residual_falls_as_one_over_root_of_the_nodes(variant: str) -> None:
     counts = (1, 4, 16)
     ends = [
-        mean_over_seeds(range(4), variant, absolute(1.0), nodes=nodes, exchanges=1000)[-1]
+        mean_over_seeds(range(4), variant, absolute(1.0), [1000], nodes=nodes)[-1]
         for nodes in counts
     ]
     found = slope(counts, ends)
@@ -118,7 +86,7 @@ def test_residual_falls_as_one_over_root_of_the_nodes(variant: str) -> None:
 def test_half_the_exchanges_of_q_genx_for_the_same_gap() -> None:
     """Under absolute noise T exchanges reach what Q-GenX needs 2T for; with T it is behind."""
     exchanges, seeds = 1000, range(6)
-    ours = mean_over_seeds(seeds, "coupled", absolute(0.5), exchanges=exchanges)[-1]
+    ours = mean_over_seeds(seeds, "coupled", absolute(0.5), [exchanges])[-1]
     theirs = {}
     for iterations in (exchanges // 2, exchanges):
         runs = [q_genx(GAME, iterations, 4, absolute(0.5), seed) for seed in seeds]
