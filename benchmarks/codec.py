@@ -9,6 +9,8 @@ same floats, and their ratio is taken repeat by repeat, so that a busy machine d
 other coders, zstandard (level 1, two symbols a byte, symbols beyond 7 in a byte of their own) and
 constriction (ANS), have the same norm pass and quantiser in front and the same reconstruction and
 sum behind; packing is not charged to them. Both are optional: pip install zstandard constriction.
+
+The file has a record for each (data, bits, path, coder); ours also has its ratios to the others.
 """
 
 from __future__ import annotations
@@ -188,22 +190,17 @@ def constriction_coder(codes: np.ndarray) -> tuple[dict[str, Callable[[], Any]],
     return work, compressed.nbytes
 
 
-def compare_others(
-    case: Case,
-    encode_times: np.ndarray,
-    decode_times: np.ndarray,
-    repeats: int,
-    timer: Callable[[], float],
-) -> dict[str, float]:
-    """Their time over ours, with the same work in front and behind, and their size over ours.
+def others(
+    case: Case, memcpy: float, repeats: int, timer: Callable[[], float]
+) -> list[dict[str, Any]]:
+    """A record for each other coder that is installed, with the same work in front and behind.
 
-    ``_ns`` is what their coder takes by itself, a symbol.
+    ``encode_ns`` and ``decode_ns`` are what the coder takes by itself, a symbol.
     """
     front = side_by_side(
         {"encode": case.quantize, "decode": case.reconstruct}, max(3, repeats // 2), timer
     )
-    ours = {"encode": np.median(encode_times), "decode": np.median(decode_times)}
-    record = {}
+    records = []
     for name, make, part in (
         ("zstd", zstandard_coder, 1),
         ("constriction", constriction_coder, 16),  # a sixteenth is enough to time it
@@ -212,21 +209,38 @@ def compare_others(
         if made is None:
             continue
         work, size = made
-        other = side_by_side(work, max(3, repeats // 3), timer)
+        times = side_by_side(work, max(3, repeats // 3), timer)
+        record: dict[str, Any] = {
+            "coder": name,
+            "rate_over_entropy": 8 * size * part / entropy_bits(case.histogram),
+            "gb_s": {},
+        }
         for direction in ("encode", "decode"):
-            coder = np.median(other[f"{name}_{direction}"]) * part
-            total = coder + np.median(front[direction])
-            record[f"{name}_{direction}"] = float(total / ours[direction])
-            record[f"{name}_{direction}_ns"] = float(1e9 * coder / len(case.codes))
-        record[f"{name}_rate"] = size * part / case.length
-    return record
+            coder = float(np.median(times[f"{name}_{direction}"])) * part
+            seconds = coder + float(np.median(front[direction]))
+            record[f"{direction}_over_memcpy"] = memcpy / seconds
+            record["gb_s"][direction] = 1e-9 * case.values.nbytes / seconds
+            record[f"{direction}_ns"] = 1e9 * coder / len(case.codes)
+        records.append(record)
+    return records
 
 
-def measure(data: str, bits: float, args: argparse.Namespace) -> dict:
+def against(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float]:
+    """Their time over ours, their size over ours, and their coder's own nanoseconds."""
+    name = theirs["coder"]
+    found = {f"{name}_rate": theirs["rate_over_entropy"] / ours["rate_over_entropy"]}
+    for direction in ("encode", "decode"):
+        found[f"{name}_{direction}"] = ours["gb_s"][direction] / theirs["gb_s"][direction]
+        found[f"{name}_{direction}_ns"] = theirs[f"{direction}_ns"]
+    return found
+
+
+def measure(data: str, bits: float, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Records of one case: ours, which says how it compares, then those of other coders."""
     timer = time.thread_time if args.clock == "cpu" else time.perf_counter
     repeats = args.repeats
     case = Case(inputs.load(data, args.numel, args.gradients), bits)
-    gigabytes = 4e-9 * len(case.values)
+    gigabytes = 1e-9 * case.values.nbytes
     times = side_by_side(
         {
             "memcpy": lambda: np.copyto(case.out, case.values),
@@ -237,10 +251,6 @@ def measure(data: str, bits: float, args: argparse.Namespace) -> dict:
         timer,
     )
     decode_one = times["decode"] / RANKS
-    ratios = {
-        "encode_over_memcpy": times["memcpy"] / times["encode"],
-        "decode_over_memcpy": times["memcpy"] / decode_one,
-    }
     walls = side_by_side(
         {
             "encode_1": case.encode,
@@ -252,26 +262,31 @@ def measure(data: str, bits: float, args: argparse.Namespace) -> dict:
         time.perf_counter,
     )
     one, two = walls["encode_1"] + walls["decode_1"], walls["encode_2"] + walls["decode_2"]
+    ratios = {
+        "encode_over_memcpy": times["memcpy"] / times["encode"],
+        "decode_over_memcpy": times["memcpy"] / decode_one,
+        "threads_2_over_1": one / two,
+    }
+    memcpy = spread(times["memcpy"])[0]
+    case_of = {"data": data, "bits": 8 * case.length / len(case.values), "path": simd()}
     record: dict[str, Any] = {
-        "data": data,
-        "bits": 8 * case.length / len(case.values),
-        "path": simd(),
+        **case_of,
         "coder": "horovod_qoda",
         **{name: spread(values)[0] for name, values in ratios.items()},
         "rate_over_entropy": 8 * case.length / entropy_bits(case.histogram),
         "gb_s": {
-            "memcpy": gigabytes / spread(times["memcpy"])[0],
+            "memcpy": gigabytes / memcpy,
             "encode": gigabytes / spread(times["encode"])[0],
             "decode": gigabytes / spread(decode_one)[0],
         },
         "quartiles": {name: spread(values)[1:] for name, values in ratios.items()},
-        "threads_2_over_1": float(np.median(one / two)),
         "extra_memory_over_input": max(extra_memory(case.encode), extra_memory(case.decode))
         / case.values.nbytes,
     }
-    if simd() != "portable":
-        record.update(compare_others(case, times["encode"], decode_one, repeats, timer))
-    return record
+    rivals = [] if simd() == "portable" else others(case, memcpy, repeats, timer)
+    for rival in rivals:
+        record.update(against(record, rival))
+    return [record, *({**case_of, **rival} for rival in rivals)]
 
 
 def verdict(name: str, value: float) -> str:
@@ -322,9 +337,9 @@ def main() -> None:
     records = []
     for data in args.data.split(","):
         for bits in args.bits.split(","):
-            record = measure(data, float(bits), args)
-            records.append(record)
-            show(record)
+            found = measure(data, float(bits), args)
+            records += found
+            show(found[0])
     if args.json:
         args.json.write_text("".join(json.dumps(record) + "\n" for record in records))
 
