@@ -370,6 +370,23 @@ def test_symbols_are_as_frequent_as_the_theory_says():
         assert (np.abs(p - wanted) <= 3 * error + 1e-9).all(), (p, wanted)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("quantizer", ["dithered", "linf"])
+def test_memory_beyond_input_and_output_is_at_most_a_quarter_of_the_input(quantizer, threads):
+    from benchmarks.codec import extra_memory
+
+    values = np.random.default_rng(21).standard_normal(1 << 22).astype(np.float32)
+    segments = segment(len(values), values=values, index=0, **QUANTIZERS[quantizer])
+    out, decoded = np.zeros(max_payload_bytes(segments), np.uint8), np.zeros_like(values)
+    options = {"levels": LEVELS, "threads": threads}
+    data = out[: encode(values, segments, HEADER, out, **options)].copy()
+    for work in (
+        lambda: encode(values, segments, HEADER, out, **options),
+        lambda: decode(data, segments, decoded, expect=HEADER, **options),
+    ):
+        assert extra_memory(work) <= values.nbytes / 4
+
+
 def test_threads_and_instruction_sets_give_the_same_bytes():
     sets = ["portable", simd()]
     if simd() == "avx512":
