@@ -1,14 +1,16 @@
-"""Theory against measurement, layer by layer, on the exchange that has just ended.
+"""Theory against measurement, layer by layer, on the exchange that has just ended or over a run.
 
 for line in report(optimizer):
     print(line)
+
+Kept now and then during training, reports are averaged by :func:`over_run`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,6 +80,39 @@ def report(optimizer: Any) -> list[LayerReport]:
     if not exchange.number:
         raise ValueError("report: there was no exchange yet; call it after step()")
     return report_exchange(exchange)
+
+
+def over_run(reports: Sequence[list[LayerReport]], lengths: Sequence[int]) -> list[LayerReport]:
+    """Averages of reports, each weighted by the exchanges that it stands for.
+
+    Relative variances and code lengths enter a run's rate with these averages (docs/theory.md
+    section 5); bounds that hold for every report hold for its average.
+
+    Args:
+        reports: what :func:`report` returned at several times of a run.
+        lengths: exchanges from each of them to the next, or to the end.
+
+    Returns:
+        One line for each layer, over the reports that have it; layers in order of appearance.
+
+    Raises:
+        ValueError: a length is missing, negative, or all are zero.
+    """
+    if len(reports) != len(lengths):
+        raise ValueError(f"{len(reports)} reports but {len(lengths)} lengths")
+    found: dict[str, list[tuple[LayerReport, int]]] = {}
+    for lines, length in zip(reports, lengths, strict=True):
+        for line in lines:
+            found.setdefault(line.name, []).append((line, length))
+    return [_average([x for x, _ in of], [n for _, n in of]) for of in found.values()]
+
+
+def _average(lines: list[LayerReport], lengths: list[int]) -> LayerReport:
+    means: dict[str, Any] = {
+        name: theory.segment_average([getattr(line, name) for line in lines], lengths)
+        for name in ("bits", "entropy", "bits_bound", "error", "variance", "error_bound")
+    }
+    return replace(lines[-1], **means)
 
 
 def report_exchange(exchange: Exchange) -> list[LayerReport]:

@@ -9,7 +9,7 @@ import torch
 
 from horovod_qoda.exchange import Exchange
 from horovod_qoda.layout import build
-from horovod_qoda.report import report, report_exchange
+from horovod_qoda.report import over_run, report, report_exchange
 from horovod_qoda.settings import Settings
 from horovod_qoda.transport import local_transports
 from tests.threads import in_threads
@@ -72,6 +72,22 @@ def test_bounds_hold_and_measurements_are_near_what_is_expected(wanted):
 def test_of_what_a_rank_of_several_sent():
     for x in run(Settings(topology="scatter_reduce", quantizer="adaptive"), size=2):
         assert x.holds and math.isfinite(x.bits)
+
+
+def test_a_run_is_the_average_of_its_reports_by_their_lengths():
+    early, late = run(Settings(bits=2), steps=2), run(Settings(bits=4), steps=2)
+    mean = over_run([early, late, late[1:]], [1, 2, 5])
+    assert [x.name for x in mean] == ["embed.weight", "fc.weight"]
+    for name in ("bits", "variance", "error_bound"):
+        of = [[getattr(x, name) for x in lines] for lines in (early, late)]
+        assert getattr(mean[0], name) == pytest.approx((of[0][0] + 2 * of[1][0]) / 3)
+        assert getattr(mean[1], name) == pytest.approx((of[0][1] + 7 * of[1][1]) / 8)
+    assert all(x.holds for x in mean)
+    assert over_run([], []) == []
+    with pytest.raises(ValueError, match="2 reports but 1 lengths"):
+        over_run([early, late], [1])
+    with pytest.raises(ValueError, match="length"):
+        over_run([early], [0])
 
 
 def test_refusals():
