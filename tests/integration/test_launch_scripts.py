@@ -219,3 +219,29 @@ def test_two_ranks_really_start(name):
     said = [json.loads(text) for text in re.findall(r"\{.*?\}", done.stdout)]
     assert sorted(one["rank"] for one in said) == [0, 1]
     assert all(one["size"] == 2 and one["gathered"] == [1, 2, 2] for one in said)
+
+
+HYDRA = {"mpich": "mpich==5.0.2", "intel_mpi": "impi-rt==2021.19.0"}
+"""Wheels with the launcher of each; Horovod here is built for another MPI, so ranks only speak."""
+
+SPEAK = """import os
+names = ("PMI_RANK", "PMI_SIZE", "OMP_NUM_THREADS", "HOROVOD_QODA_RULES")
+print("|".join(os.environ[name] for name in names), flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HYDRA)
+def test_two_ranks_really_start_with_hydra(name, tmp_path):
+    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", tmp_path / "mpi"]
+    done = subprocess.run([*command, HYDRA[name]], capture_output=True, text=True, timeout=600)
+    if done.returncode != 0:
+        pytest.skip(f"pip cannot have {HYDRA[name]}: {done.stderr.strip().splitlines()[-1]}")
+    program = tmp_path / "speak.py"
+    program.write_text(SPEAK)
+    path = f"{tmp_path / 'mpi' / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    variables = environment(PATH=path, HOROVOD_QODA_RULES="embed*=6;*.bias=raw")
+    variables.pop("OMP_NUM_THREADS", None)
+    argv = [str(ROOT / "launch" / "jobs" / f"{name}.sh"), sys.executable, str(program)]
+    done = ranks.start(argv, variables, timeout=180)
+    assert sorted(done.stdout.splitlines()) == [f"{i}|2|1|embed*=6;*.bias=raw" for i in range(2)]
