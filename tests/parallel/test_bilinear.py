@@ -36,6 +36,8 @@ LONG_CASES = (
     ("coupled:none:absolute:2", -0.5),
     ("coupled:allgather:absolute:2", -0.5),
     ("coupled:scatter_reduce:absolute:2", -0.5),
+    ("separated:allgather:absolute:2", -0.5),
+    ("separated:scatter_reduce:absolute:2", -0.5),
 )
 SEED = 1
 
