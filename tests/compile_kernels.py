@@ -29,12 +29,13 @@ POINTERS = {
     "*u8": "codes payloads body ids",
     "*i16": "words payloads16 body16",
     "*i32": "counters bad coding call level_counts counts program_type tables states freq slots "
-    "class_of_bin order payloads32 error body32 kinds dithered calls last checksums starts",
+    "class_of_bin order payloads32 error body32 kinds dithered calls last checksums starts floats "
+    "expected blocks wrong",
     "*i64": "tile_piece tile_start pieces code_at block_type group_piece group_start places "
     "places_of_blocks span_at span_to span_n jobs sources raw_at piece_from piece_to piece_n "
     "word_at n_words",
     "*fp64": "results",
-    "i32": "n_spans JOBS_EACH n_payloads n_pieces n_segments n_sides",
+    "i32": "n_spans JOBS_EACH n_payloads n_pieces n_blocks n_segments n_sides",
     "fp32": "scale",
 }
 TYPES = {name: kind for kind, names in POINTERS.items() for name in names.split()}
@@ -59,6 +60,7 @@ def variants(quick):
     yield rans.fill_slots, {"WIDTH": 1024}, 4
     yield pack.pack_blocks, {"TILE": 1024}, 4
     yield checksum.checksum_blocks, {"LANES": checksum.LANES}, 8
+    yield checksum.check_blocks, {"LANES": checksum.LANES}, 8
     yield pack.copy_pieces, {"TILE": 4096}, 4
     yield dequantize.spread_escapes, {"TILE": 1024}, 4
 
@@ -67,7 +69,7 @@ def compiled(kernel, constants, warps, arch):
     types = dict(TYPES)
     if kernel is pack.copy_pieces:
         types["body"] = "*fp32"
-    if kernel is checksum.checksum_blocks:
+    if kernel in (checksum.checksum_blocks, checksum.check_blocks):
         types["steps"] = "*i32"
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else types[name] for name in names}

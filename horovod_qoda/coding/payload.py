@@ -234,7 +234,9 @@ def max_payload_bytes(segments: npt.NDArray[np.void]) -> int:
 
 
 def peek(payload: Bytes) -> tuple[Header, int]:
-    """Header and true length of a payload whose magic, version and checksums hold.
+    """Header and true length of a payload whose magic, version and meta part hold.
+
+    Blocks are not read, and need not be there; decoding checks them.
 
     Raises:
         PayloadError: otherwise.
@@ -246,10 +248,10 @@ def peek(payload: Bytes) -> tuple[Header, int]:
 def seal(
     payload: npt.NDArray[np.uint8], sum_sq: float, sum_sq_diff: float, aux: float = 0.0
 ) -> None:
-    """Rewrites the three scalars and the checksum over them, in place.
+    """Rewrites the three scalars and the checksum over them, in place, as `peek` reads.
 
     Raises:
-        PayloadError: the payload was not intact before.
+        PayloadError: the meta part was not intact before.
     """
     _codec.seal(payload, sum_sq, sum_sq_diff, aux)
 
@@ -258,7 +260,7 @@ def steps(payload: Bytes) -> tuple[Floats, npt.NDArray[np.uint8]]:
     """Steps (float32, 0 where a segment has none) and kinds (``KIND_…``) of all segments.
 
     Raises:
-        PayloadError: magic, version or checksums do not hold.
+        PayloadError: as `peek`.
     """
     return _codec.steps(_as_bytes(payload))
 

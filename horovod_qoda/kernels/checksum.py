@@ -20,17 +20,8 @@ _POLYNOMIAL = np.uint32(0x82F63B78)
 
 
 @triton.jit
-def checksum_blocks(body32, word_at, n_words, steps, last, checksums, LANES: tl.constexpr):
-    """checksums[block] = CRC32C of n_words words from word_at on.
-
-    Args:
-        body32: int32; word_at, n_words: int64 [n_blocks].
-        steps, last: of `lane_tables`.
-        checksums: int32 [n_blocks].
-    """
-    block = tl.program_id(0)
-    n = tl.load(n_words + block).to(tl.int32)
-    words = body32 + tl.load(word_at + block)
+def checksum(words, n, steps, last, LANES: tl.constexpr):
+    """CRC32C of n words, int32; `steps` and `last` are of `lane_tables`."""
     lane = tl.arange(0, LANES)
     state = tl.zeros([LANES], tl.uint32)
     first = (n + LANES - 1) // LANES * LANES - n
@@ -47,8 +38,40 @@ def checksum_blocks(body32, word_at, n_words, steps, last, checksums, LANES: tl.
     for bit in tl.static_range(32):
         column = tl.load(last + bit * LANES + lane)
         moved ^= tl.where(((state >> bit) & 1) != 0, column, 0)
-    total = tl.xor_sum(moved, axis=0)
-    tl.store(checksums + block, tl.where(n == 0, 0, total ^ -1))
+    return tl.where(n == 0, 0, tl.xor_sum(moved, axis=0) ^ -1)
+
+
+@triton.jit
+def checksum_blocks(body32, word_at, n_words, steps, last, checksums, LANES: tl.constexpr):
+    """checksums[block] = CRC32C of n_words words from word_at on.
+
+    Args:
+        body32: int32; word_at, n_words: int64 [n_blocks].
+        checksums: int32 [n_blocks].
+    """
+    block = tl.program_id(0)
+    n = tl.load(n_words + block).to(tl.int32)
+    found = checksum(body32 + tl.load(word_at + block), n, steps, last, LANES)
+    tl.store(checksums + block, found)
+
+
+@triton.jit
+def check_blocks(
+    payloads32, word_at, n_words, expected, blocks, steps, last, wrong, LANES: tl.constexpr
+):  # fmt: skip
+    """wrong[payload] = block + 1 for a block whose checksum is not the expected one.
+
+    Args:
+        payloads32, word_at, n_words: as for `checksum_blocks`, of the blocks of several payloads.
+        expected: int32 [n_blocks].
+        blocks: int32 [n_blocks, 2], each block's payload, and its number there.
+    """
+    block = tl.program_id(0)
+    n = tl.load(n_words + block).to(tl.int32)
+    found = checksum(payloads32 + tl.load(word_at + block), n, steps, last, LANES)
+    if found != tl.load(expected + block):
+        number = tl.load(blocks + 2 * block + 1)
+        tl.store(wrong + tl.load(blocks + 2 * block), number + 1)
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,7 +1,8 @@
-"""Payloads on the host to the sum of their values on the device.
+"""Payloads, on the host or on the device, to the sum of their values on the device.
 
-A payload's frame, checksums and meta part are checked by the native code before anything is
-written; streams, escapes and symbols are checked by the kernels as they decode them.
+A payload's meta part is checked by the native code before anything is written, and is all that the
+host reads; checksums of blocks, streams, escapes and symbols are checked by the kernels as they
+decode them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import horovod_qoda.native._codec as _codec
 from horovod_qoda.coding.payload import DITHERED, Header, PayloadError
 from horovod_qoda.coding.tables import Book
 from horovod_qoda.kernels import fields as f
+from horovod_qoda.kernels.checksum import LANES, check_blocks
 from horovod_qoda.kernels.classes import order_sent_groups
 from horovod_qoda.kernels.coder import EXACT, ONE_WARP, Coder, LevelTables, call_words
 from horovod_qoda.kernels.dequantize import spread_escapes, sum_tiles
@@ -38,6 +40,7 @@ Unpacked = dict[str, Any]
 def decode_sum(
     coder: Coder,
     payloads: Sequence[torch.Tensor],
+    fronts: Sequence[npt.NDArray[np.uint8]],
     segments: npt.NDArray[np.void],
     out: torch.Tensor,
     *,
@@ -58,15 +61,15 @@ def decode_sum(
     book_hash = expect[0].book_hash if book is None else book.hash
     unpacked = [
         _codec.unpack(
-            payload.numpy(), segments, out.numel(), header.as_tuple(), tables, book_hash,
+            front, segments, out.numel(), header.as_tuple(), tables, book_hash,
             [list(sequence) for sequence in level_tables.sequences],
         )
-        for payload, header in zip(payloads, expect, strict=True)
+        for front, header in zip(fronts, expect, strict=True)
     ]  # fmt: skip
-    found = [
-        _jobs(geometry, part, payload.numpy())
-        for part, payload in zip(unpacked, payloads, strict=True)
-    ]
+    for payload, part in zip(payloads, unpacked, strict=True):
+        if payload.numel() < part["payload_bytes"]:
+            raise PayloadError(f"truncated: {payload.numel()} of {part['payload_bytes']} bytes")
+    found = [_jobs(geometry, part) for part in unpacked]
     headers = [Header(*part["header"]) for part in unpacked]
     with coder.memory.side_stream(stream):
         for first in range(0, len(payloads), TOGETHER):
@@ -78,10 +81,10 @@ def decode_sum(
     return headers
 
 
-def _jobs(
-    geometry: Geometry, part: Unpacked, payload: npt.NDArray[np.uint8]
-) -> tuple[np.ndarray, np.ndarray]:
+def _jobs(geometry: Geometry, part: Unpacked) -> tuple[np.ndarray, np.ndarray]:
     """(int64 [n_blocks, JOB], [n_pieces, SOURCE]) with positions inside this payload.
+
+    Low bits lie behind the escape floats, whose number `decode_streams` finds; here it is 0.
 
     Raises:
         PayloadError: lengths that cannot be.
@@ -124,33 +127,32 @@ def _jobs(
     sources = np.zeros((len(geometry.pieces), f.SOURCE.value), np.int64)
     sources[:, f.CODE_AT.value] = code_at
     sent = stream & (shift > 0)
-    if sent.any():
-        _find_low_bits(geometry, payload, jobs, low_at, sent, code_at, sources)
-    return jobs, sources
-
-
-def _find_low_bits(
-    geometry: Geometry,
-    payload: npt.NDArray[np.uint8],
-    jobs: np.ndarray,
-    low_at: np.ndarray,
-    sent: np.ndarray,
-    code_at: np.ndarray,
-    sources: np.ndarray,
-) -> None:
-    """Where pieces have their low bits: behind the escape floats, one for each zero byte."""
-    low_at = low_at + jobs[:, f.BYTE_AT.value]
-    for block in np.flatnonzero(sent):
-        first = int(jobs[block, f.BYTE_AT.value]) + 128
-        floats = int((payload[first : first + jobs[block, f.ESCAPES.value]] == 0).sum())
-        low_at[block] += 4 * floats
     coded = np.flatnonzero(code_at >= 0)
     coded = coded[sent[geometry.piece_block[coded]]]
     block = geometry.piece_block[coded]
-    shift = jobs[block, f.SHIFT.value]
     inside = code_at[coded] - geometry.block_at[block]
-    sources[coded, f.LOW_BIT_AT.value] = 8 * low_at[block] + inside * shift
-    sources[coded, f.LOW_BITS.value] = shift
+    low_bit_at = 8 * (jobs[:, f.BYTE_AT.value] + low_at)
+    sources[coded, f.LOW_BIT_AT.value] = low_bit_at[block] + inside * shift[block]
+    sources[coded, f.LOW_BITS.value] = shift[block]
+    return jobs, sources
+
+
+def _checks(unpacked: Sequence[Unpacked], starts: Sequence[int]) -> dict[str, np.ndarray]:
+    """What `check_blocks` reads, of the blocks of payloads that start at these bytes."""
+    words = [part["checked"].astype(np.int64) // 4 for part in unpacked]
+    at = [
+        (start + part["meta_bytes"]) // 4 + np.cumsum(n) - n
+        for part, start, n in zip(unpacked, starts, words, strict=True)
+    ]
+    counts = [len(n) for n in words]
+    which = np.repeat(np.arange(len(counts)), counts)
+    number = np.concatenate([np.arange(count) for count in counts])
+    return {
+        "word_at": np.concatenate(at),
+        "n_words": np.concatenate(words),
+        "checksum": np.concatenate([part["checksum"] for part in unpacked]).view(np.int32),
+        "blocks": np.stack([which, number], axis=1).astype(np.int32),
+    }
 
 
 def _decode_some(
@@ -168,7 +170,7 @@ def _decode_some(
 ) -> None:
     memory, count = coder.memory, len(payloads)
     n, n_blocks = int(geometry.block_at[-1]), geometry.n_blocks
-    starts, data = _send(coder, payloads)
+    starts, data = _send(coder, payloads, [part["payload_bytes"] for part in unpacked])
     jobs = np.stack([jobs for jobs, _ in found])
     sources = np.stack([sources for _, sources in found])
     raw_at = np.stack([part["raw_at"] for part in unpacked])
@@ -199,12 +201,19 @@ def _decode_some(
             "calls": np.stack([call_words(header) for header in headers]),
             "freq": freq,
             "starts": (np.cumsum(freq, axis=-1) - freq).astype(np.int32),
+            **_checks(unpacked, starts),
         },
     )
     codes = memory.buffer("decoded", max(count * n, 1), torch.uint8)
+    floats = memory.buffer("decoded_floats", max(count * n_blocks, 1), torch.int32)
     exact = memory.buffer("decoded_exact", max(count * n, 1), torch.float32)
-    error = memory.buffer("error", count, torch.int32)
+    error = memory.buffer("error", 2 * count, torch.int32)
     error.zero_()
+    if there["n_words"].numel():
+        check_blocks[(there["n_words"].numel(),)](
+            data.view(torch.int32), there["word_at"], there["n_words"], there["checksum"],
+            there["blocks"], *coder.checksum_tables, error[count:], LANES=LANES, num_warps=8,
+        )  # fmt: skip
     if n_blocks:
         slots = memory.buffer("slots", n_tables * 4096, torch.int32)
         fill_slots[(n_tables, 4096 // SLOT_WIDTH)](
@@ -217,7 +226,7 @@ def _decode_some(
             )
         decode_streams[(count * n_blocks,)](
             data, data.view(torch.int16), data.view(torch.int32), there["jobs"], slots, order,
-            codes, error, n_blocks, CLASSES=classes, **ONE_WARP,
+            codes, floats, error, n_blocks, CLASSES=classes, **ONE_WARP,
         )  # fmt: skip
         spread_escapes[(count * n_blocks,)](
             data, data.view(torch.int32), there["jobs"], codes, exact, error, n_blocks,
@@ -227,14 +236,19 @@ def _decode_some(
         tile_piece = geometry.device[f"tile_piece{q}"]
         sum_tiles[(tile_piece.numel(),)](
             out, codes, exact, data, data.view(torch.float32), tile_piece,
-            geometry.device[f"tile_start{q}"], geometry.device["pieces"], there["sources"],
+            geometry.device[f"tile_start{q}"], geometry.device["pieces"], there["sources"], floats,
             there["kinds"], there["steps"], there["raw_at"], there["dithered"], there["sides"],
             there["calls"], levels.values, levels.counts, error, float(scale),
-            count, len(geometry.pieces), len(segments), sides.shape[1],
+            count, len(geometry.pieces), n_blocks, len(segments), sides.shape[1],
             QUANTIZER=q, ADD=add, GROUPS=GROUPS, num_warps=4, **EXACT,
         )  # fmt: skip
     bad = memory.download("error", error)
     memory.wait()
+    if (wrong := bad[count:]).any():
+        p = int(np.flatnonzero(wrong)[0])
+        raise PayloadError(
+            f"payload of rank {headers[p].rank}: checksum of block {wrong[p] - 1} does not match"
+        )
     if bad.any():
         raise PayloadError(
             f"payload of rank {headers[int(np.flatnonzero(bad)[0])].rank}: a malformed stream, an "
@@ -242,20 +256,20 @@ def _decode_some(
         )
 
 
-def _send(coder: Coder, payloads: Sequence[torch.Tensor]) -> tuple[list[int], torch.Tensor]:
+def _send(
+    coder: Coder, payloads: Sequence[torch.Tensor], lengths: Sequence[int]
+) -> tuple[list[int], torch.Tensor]:
     """(byte at which each payload starts, all of them on the device).
 
-    What does not lie in pinned memory goes through staging that does.
+    What lies neither there nor in pinned memory goes through staging that does.
     """
-    # The header's field; `unpack` has compared it with the bytes there are.
-    lengths = [int.from_bytes(payload[8:16].numpy().tobytes(), "little") for payload in payloads]
     room = [-(-length // 16) * 16 for length in lengths]
     starts = [sum(room[:p]) for p in range(len(room))]
     there = coder.memory.buffer("payloads", sum(room), torch.uint8)
     host = coder.memory.staging("payloads", sum(room))
     for payload, start, length in zip(payloads, starts, lengths, strict=True):
         source = payload[:length]
-        if not source.is_pinned():
+        if source.device.type == "cpu" and not source.is_pinned():
             host[start : start + length].copy_(source)
             source = host[start : start + length]
         there[start : start + length].copy_(source, non_blocking=True)

@@ -109,15 +109,16 @@ def value_of(
 
 @triton.jit
 def sum_tiles(
-    out, codes, exact, payloads, payloads_f32, tile_piece, tile_start, pieces, sources, kinds,
-    steps, raw_at, dithered, sides, calls, levels, level_counts, error, scale,
-    n_payloads, n_pieces, n_segments, n_sides,
+    out, codes, exact, payloads, payloads_f32, tile_piece, tile_start, pieces, sources, floats,
+    kinds, steps, raw_at, dithered, sides, calls, levels, level_counts, error, scale,
+    n_payloads, n_pieces, n_blocks, n_segments, n_sides,
     QUANTIZER: tl.constexpr, ADD: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
     """out = (out if ADD) + scale * each payload's values, in the order of payloads.
 
     Args:
         sources: int64 [n_payloads, n_pieces, SOURCE].
+        floats: int32 [n_payloads, n_blocks], of `decode_streams`; read where there are low bits.
         kinds (int32), steps (float32), raw_at (int64, in floats): [n_payloads, n_segments].
         sides: float32 [n_payloads, n_sides].
         dithered: int32 [n_segments].
@@ -148,7 +149,8 @@ def sum_tiles(
                 bits = tl.load(source + f.LOW_BITS).to(tl.int32)
                 k = code - 128
                 if bits > 0:
-                    bit_at = tl.load(source + f.LOW_BIT_AT) + start * bits
+                    n_floats = tl.load(floats + p * n_blocks + tl.load(piece + f.BLOCK))
+                    bit_at = tl.load(source + f.LOW_BIT_AT) + 32 * n_floats + start * bits
                     within = (bit_at & 7).to(tl.int32) + i * bits
                     low_from = payloads + (bit_at >> 3) + (within >> 3)
                     byte = tl.load(low_from, mask=mask, other=0).to(tl.int32)

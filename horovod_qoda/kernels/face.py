@@ -82,6 +82,7 @@ def decode_sum(
     out: torch.Tensor,
     *,
     expect: Sequence[Header],
+    fronts: Sequence[npt.NDArray[np.uint8]] | None = None,
     book: Book | None = None,
     levels: Sequence[npt.ArrayLike] = (),
     add: bool = False,
@@ -89,23 +90,29 @@ def decode_sum(
     stream: Any | None = None,
     coder: Coder | None = None,
 ) -> list[Header]:
-    """Decodes payloads in host memory and leaves their sum, in the order given, in a CUDA tensor.
+    """Decodes payloads and leaves their sum, in the order given, in a CUDA tensor.
 
     The values are those of `horovod_qoda.coding.decode_sum`, bit for bit (NaNs up to their bits).
     Returns when the result is there.
 
     Args:
-        payloads: uint8 in host memory, best pinned; padding behind the true length is ignored.
+        payloads: uint8 in host memory, best pinned, or on the device; padding behind the true
+            length is ignored.
+        fronts: the beginning of each in host memory, its meta part included; needed where payloads
+            are on the device.
         out: float32 on a CUDA device, 1-D and contiguous; only the segments' coordinates are
             written.
         stream, coder: as for `encode`.
 
     Raises:
-        PayloadError: as `horovod_qoda.coding.decode_sum`.
+        PayloadError: as `horovod_qoda.coding.decode_sum`; checksums of blocks are verified while
+            ``out`` is written.
     """
+    tensors = [_as_tensor(payload) for payload in payloads]
     return decoder.decode_sum(
         _coder_of(out, coder),
-        [_as_tensor(payload) for payload in payloads],
+        tensors,
+        [tensor.numpy() for tensor in tensors] if fronts is None else fronts,
         segments,
         out,
         expect=expect,

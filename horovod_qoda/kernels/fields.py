@@ -48,7 +48,7 @@ CERTAIN = tl.constexpr(3)
 # Where a piece of one payload has its symbols. [n_payloads, n_pieces, SOURCE]
 SOURCE = tl.constexpr(3)
 CODE_AT = tl.constexpr(0)  # -1 where the piece is not coded
-LOW_BIT_AT = tl.constexpr(1)  # bit in the buffer of payloads
+LOW_BIT_AT = tl.constexpr(1)  # bit in the buffer of payloads, if the block had no escape floats
 LOW_BITS = tl.constexpr(2)
 
 # Counters of a block. [n_blocks, COUNTER]

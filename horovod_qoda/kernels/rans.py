@@ -194,7 +194,7 @@ def count_zero_bytes(data, n):
 
 @triton.jit
 def decode_streams(
-    payloads, payloads16, payloads32, jobs, slots, order, codes, error, JOBS_EACH,
+    payloads, payloads16, payloads32, jobs, slots, order, codes, floats, error, JOBS_EACH,
     CLASSES: tl.constexpr,
 ):  # fmt: skip
     """Codes of all blocks of all payloads; error[job / JOBS_EACH] = 1 for a malformed stream.
@@ -204,6 +204,7 @@ def decode_streams(
         jobs: int64 [n_jobs, JOB]; lengths within the buffer, escapes and tail within the symbols.
         slots: of `fill_slots`.
         order: of `classes.order_sent_groups`; not read where CLASSES is false: no type has several.
+        floats: int32 [n_jobs], receives how many escapes are floats, behind which low bits lie.
     """
     job_id = tl.program_id(0)
     job = jobs + job_id * f.JOB
@@ -224,6 +225,7 @@ def decode_streams(
         low_words = (n * tl.load(job + f.SHIFT).to(tl.int32) + 15) // 16
         skipped = 64 + ids // 2 + (n_escapes + 3) // 4 * 2 + n_floats * 2 + low_words
         n_words = tl.load(job + f.LENGTH).to(tl.int32) // 2 - skipped
+        tl.store(floats + job_id, tl.where(n_words < 0, 0, n_floats))
         words = payloads16 + byte_at // 2 + skipped
         x = tl.load(payloads32 + byte_at // 4 + lane).to(tl.uint32, bitcast=True)
         wrong = (x < STATE_LOW).to(tl.int32)

@@ -52,23 +52,29 @@ Array<uint16_t> frequencies(const std::vector<CodeTable>& tables) {
   return freq;
 }
 
-// Positions count from the payload's first byte; -1 where a segment has no raw values.
-py::dict to_dict(const Unpacked& unpacked, const uint8_t* payload) {
+// Positions count from the payload's first byte; -1 where a segment has no raw values. All blocks, the
+// raw ones too, lie one behind the other from meta_bytes on: "checked" bytes of each make "checksum".
+py::dict to_dict(const Unpacked& unpacked, const Frame& frame) {
   std::vector<uint8_t> classes, shift;
   std::vector<int64_t> block_at, raw_at;
-  std::vector<uint32_t> length, info;
+  std::vector<uint32_t> length, info, checked, checksum;
   std::vector<CodeTable> tables;
   for (const UnpackedTable& table : unpacked.tables) {
     classes.push_back(static_cast<uint8_t>(table.coding.classes()));
     shift.push_back(table.coding.shift);
     for (const CodeTable& of_class : table.coding.tables()) tables.push_back(of_class);
   }
-  for (size_t b = 0; b < unpacked.blocks.size(); ++b) {
-    block_at.push_back(unpacked.blocks[b] - payload);
+  for (size_t b = 0; b < unpacked.block_at.size(); ++b) {
+    block_at.push_back(static_cast<int64_t>(unpacked.block_at[b]));
     length.push_back(load<uint32_t>(unpacked.entries[b]));
     info.push_back(load<uint32_t>(unpacked.entries[b] + 4));
   }
-  for (const uint8_t* raw : unpacked.raw) raw_at.push_back(raw == nullptr ? -1 : raw - payload);
+  for (const uint64_t raw : unpacked.raw_at) raw_at.push_back(raw == 0 ? -1 : int64_t(raw));
+  for (uint32_t b = 0; b < frame.n_blocks; ++b) {
+    const uint8_t* entry = frame.block_entry(b);
+    checked.push_back(static_cast<uint32_t>(padded4(load<uint32_t>(entry))));
+    checksum.push_back(load<uint32_t>(entry + 8));
+  }
   py::dict out;
   out["header"] = to_tuple(unpacked.header);
   out["kinds"] = array_of(unpacked.kinds);
@@ -81,10 +87,14 @@ py::dict to_dict(const Unpacked& unpacked, const uint8_t* payload) {
   out["length"] = array_of(length);
   out["info"] = array_of(info);
   out["raw_at"] = array_of(raw_at);
+  out["meta_bytes"] = frame.meta_bytes;
+  out["payload_bytes"] = frame.length;
+  out["checked"] = array_of(checked);
+  out["checksum"] = array_of(checksum);
   return out;
 }
 
-py::dict py_unpack(const Array<uint8_t>& payload, const py::array& segments, uint64_t n_values,
+py::dict py_unpack(const Array<uint8_t>& front, const py::array& segments, uint64_t n_values,
                    const HeaderTuple& expect, const std::optional<Array<uint16_t>>& tables,
                    uint64_t book_hash, const Levels& levels) {
   const Segments rows = to_segments(segments);
@@ -92,15 +102,18 @@ py::dict py_unpack(const Array<uint8_t>& payload, const py::array& segments, uin
   const LevelSet level_set(levels);
   const DecodeRequest request{rows.rows, rows.n, {}, book ? &*book : nullptr,
                               &level_set, false, 1.0f, 1};
-  const Bytes bytes = {payload.data(), static_cast<uint64_t>(payload.size())};
+  const uint8_t* bytes = front.data();
+  const uint64_t n = static_cast<uint64_t>(front.size());
   const Header wanted = to_header(expect);
+  Frame frame;
   Unpacked unpacked;
   {
     const py::gil_scoped_release release;
     const Plan plan = make_plan(rows.rows, rows.n, n_values, level_set.counts());
-    unpacked = unpack(bytes, wanted, request, plan);
+    frame = open_meta(bytes, n);
+    unpacked = unpack(frame, wanted, request, plan);
   }
-  return to_dict(unpacked, bytes.data);
+  return to_dict(unpacked, frame);
 }
 
 uint32_t py_crc32c(const Array<uint8_t>& data, uint32_t crc) {
@@ -151,7 +164,7 @@ py::tuple py_choose_classes(const Array<uint64_t>& codes, const Array<uint64_t>&
 
 void bind_assembly(py::module_& m) {
   m.def("plan", &py_plan, py::arg("segments"), py::arg("n_values"), py::arg("levels"));
-  m.def("unpack", &py_unpack, py::arg("payload").noconvert(), py::arg("segments"),
+  m.def("unpack", &py_unpack, py::arg("front").noconvert(), py::arg("segments"),
         py::arg("n_values"), py::arg("expect"), py::arg("tables").noconvert().none(true),
         py::arg("book_hash"), py::arg("levels"));
   m.def("crc32c", &py_crc32c, py::arg("data").noconvert(), py::arg("crc") = 0);

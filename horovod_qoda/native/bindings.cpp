@@ -75,7 +75,7 @@ Frame open(const Array<uint8_t>& payload) {
   const uint8_t* bytes = payload.data();
   const uint64_t n = static_cast<uint64_t>(payload.size());
   const py::gil_scoped_release release;
-  return open_frame(bytes, n);
+  return open_meta(bytes, n);
 }
 
 py::tuple py_steps(const Array<uint8_t>& payload) {

@@ -57,7 +57,7 @@ void Decoder::write_uncoded(size_t row, uint64_t start, uint64_t n, const Unpack
       break;
     default:
       for (uint64_t i = 0; i < n; ++i) {
-        float value = load<float>(payload.raw[row] + 4 * (start + i));
+        float value = load<float>(payload.bytes + payload.raw_at[row] + 4 * (start + i));
         if (request_.scale != 1.0f) value *= request_.scale;
         out[i] = add ? out[i] + value : value;
       }
@@ -104,7 +104,7 @@ BlockReader Decoder::open(const Task& task, Workspace& work) const {
   const UnpackedTable& table = payload.tables[block.slot];
   const uint8_t* entry = payload.entries[task.block];
   return BlockReader(table.coding, table.lookups.get(), {load<uint32_t>(entry), load<uint32_t>(entry + 4)},
-                     payload.blocks[task.block], n, ahead, work);
+                     payload.bytes + payload.block_at[task.block], n, ahead, work);
 }
 
 void Decoder::write_block(const Task& task, const Workspace& work) const {
@@ -150,7 +150,8 @@ std::vector<Header> decode(const std::vector<Bytes>& payloads, const DecodeReque
   std::vector<Unpacked> unpacked;
   std::vector<Header> headers;
   for (size_t i = 0; i < payloads.size(); ++i) {
-    unpacked.push_back(unpack(payloads[i], request.expect[i], request, plan));
+    const Frame frame = open_frame(payloads[i].data, payloads[i].size);
+    unpacked.push_back(unpack(frame, request.expect[i], request, plan));
     headers.push_back(unpacked.back().header);
   }
   const Decoder decoder(request, plan, out);

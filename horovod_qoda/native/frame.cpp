@@ -7,6 +7,11 @@
 namespace qoda {
 namespace {
 
+[[noreturn]] void refuse_truncated(uint64_t n, uint64_t length) {
+  throw PayloadError("truncated: " + std::to_string(n) + " of " + std::to_string(length) +
+                     " bytes");
+}
+
 constexpr size_t kAfterMetaCrc = kAtMetaCrc + 4;
 static_assert(kAfterMetaCrc == kHeaderBytes, "the checksum is the header's last field");
 
@@ -15,14 +20,15 @@ uint32_t meta_crc(const uint8_t* bytes, uint64_t meta_bytes) {
   return kernels().crc32c(head, bytes + kAfterMetaCrc, meta_bytes - kAfterMetaCrc);
 }
 
-void check_blocks(const Frame& frame) {
+// Calls check(block, position, bytes, checksum) for one block after the other.
+template <typename Check>
+void walk_blocks(const Frame& frame, const Check& check) {
   uint64_t at = frame.meta_bytes;
   for (uint32_t b = 0; b < frame.n_blocks; ++b) {
     const uint8_t* entry = frame.block_entry(b);
     const uint64_t bytes = padded4(load<uint32_t>(entry));
     if (bytes > frame.length - at) throw PayloadError("blocks reach beyond the payload's length");
-    if (kernels().crc32c(0, frame.bytes + at, bytes) != load<uint32_t>(entry + 8))
-      throw PayloadError("checksum of block " + std::to_string(b) + " does not match");
+    check(b, at, bytes, load<uint32_t>(entry + 8));
     at += bytes;
   }
   if (at != frame.length) throw PayloadError("bytes left over behind the last block");
@@ -45,7 +51,7 @@ void stamp(uint8_t* bytes, uint64_t meta_bytes, double sum_sq, double sum_sq_dif
   store(bytes + kAtMetaCrc, meta_crc(bytes, meta_bytes));
 }
 
-Frame open_frame(const uint8_t* bytes, uint64_t n) {
+Frame open_meta(const uint8_t* bytes, uint64_t n) {
   if (n < kHeaderBytes) throw PayloadError("truncated: shorter than a header");
   if (load<uint32_t>(bytes + kAtMagic) != kMagic) throw PayloadError("not a payload: wrong magic");
   const uint16_t version = load<uint16_t>(bytes + kAtVersion);
@@ -58,11 +64,9 @@ Frame open_frame(const uint8_t* bytes, uint64_t n) {
   frame.bytes = bytes;
   frame.length = load<uint64_t>(bytes + kAtLength);
   frame.meta_bytes = load<uint32_t>(bytes + kAtMetaBytes);
-  if (frame.length > n)
-    throw PayloadError("truncated: " + std::to_string(n) + " of " + std::to_string(frame.length) +
-                       " bytes");
   if (frame.meta_bytes < kHeaderBytes || frame.meta_bytes > frame.length)
     throw PayloadError("wrong size of the meta part");
+  if (frame.meta_bytes > n) refuse_truncated(n, frame.length);
   if (meta_crc(bytes, frame.meta_bytes) != load<uint32_t>(bytes + kAtMetaCrc))
     throw PayloadError("checksum of the meta part does not match");
   frame.coordinates = load<uint64_t>(bytes + kAtCoordinates);
@@ -83,12 +87,22 @@ Frame open_frame(const uint8_t* bytes, uint64_t n) {
   h.sum_sq = load<double>(bytes + kAtSumSq);
   h.sum_sq_diff = load<double>(bytes + kAtSumSqDiff);
   h.aux = load<double>(bytes + kAtAux);
-  check_blocks(frame);
+  walk_blocks(frame, [](uint32_t, uint64_t, uint64_t, uint32_t) {});
+  return frame;
+}
+
+Frame open_frame(const uint8_t* bytes, uint64_t n) {
+  const Frame frame = open_meta(bytes, n);
+  if (frame.length > n) refuse_truncated(n, frame.length);
+  walk_blocks(frame, [bytes](uint32_t block, uint64_t at, uint64_t size, uint32_t checksum) {
+    if (kernels().crc32c(0, bytes + at, size) != checksum)
+      throw PayloadError("checksum of block " + std::to_string(block) + " does not match");
+  });
   return frame;
 }
 
 void seal(uint8_t* bytes, uint64_t n, double sum_sq, double sum_sq_diff, double aux) {
-  const Frame frame = open_frame(bytes, n);
+  const Frame frame = open_meta(bytes, n);
   stamp(bytes, frame.meta_bytes, sum_sq, sum_sq_diff, aux);
 }
 

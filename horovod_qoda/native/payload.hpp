@@ -73,7 +73,7 @@ struct EncodeRequest {
 // Returns the true length. Raises std::invalid_argument for what the caller did wrong.
 uint64_t encode(const EncodeRequest& request, uint8_t* out, uint64_t capacity);
 
-// A payload whose checksums hold. Nothing in it is trusted beyond what is said here.
+// A payload whose meta part is intact. Nothing in it is trusted beyond what is said here.
 struct Frame {
   const uint8_t* bytes = nullptr;
   uint64_t length = 0;
@@ -90,9 +90,12 @@ struct Frame {
 
 // Writes the scalars and the checksum of the meta part.
 void stamp(uint8_t* bytes, uint64_t meta_bytes, double sum_sq, double sum_sq_diff, double aux);
-// Raises PayloadError unless magic, version, lengths and all checksums hold.
+// Raises PayloadError unless magic, version, lengths and the meta part's checksum hold. The meta part
+// is all that is read, and all that has to be there.
+Frame open_meta(const uint8_t* bytes, uint64_t n);
+// The same of a whole payload, whose blocks' checksums must hold too.
 Frame open_frame(const uint8_t* bytes, uint64_t n);
-// Opens a payload and stamps it anew. Raises PayloadError.
+// Stamps a payload anew, of which the meta part is read. Raises PayloadError.
 void seal(uint8_t* bytes, uint64_t n, double sum_sq, double sum_sq_diff, double aux);
 
 struct DecodeRequest {

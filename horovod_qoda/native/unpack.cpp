@@ -33,6 +33,7 @@ class Unpacker {
 
   Unpacked run() {
     out_.header = frame_.header;
+    out_.bytes = frame_.bytes;
     read_records();
     read_sides();
     read_tables();
@@ -158,14 +159,14 @@ void Unpacker::read_tables() {
   if (padded4(at_) != end_) throw PayloadError("bytes left over in the meta part");
 }
 
-// Positions of blocks; check_blocks has made sure that they lie inside the payload.
+// Positions of blocks; opening has made sure that they lie inside the payload.
 void Unpacker::find_blocks() {
   const uint64_t raw_blocks = (raw_values_ + kBlockSymbols - 1) / kBlockSymbols;
   expect_equal("number of blocks", frame_.n_blocks, plan_.blocks.size() + raw_blocks);
-  const uint8_t* at = frame_.bytes + frame_.meta_bytes;
+  uint64_t at = frame_.meta_bytes;
   for (size_t b = 0; b < plan_.blocks.size(); ++b) {
     out_.entries.push_back(frame_.block_entry(b));
-    out_.blocks.push_back(at);
+    out_.block_at.push_back(at);
     at += padded4(load<uint32_t>(out_.entries.back()));
   }
   for (uint64_t left = raw_values_, b = plan_.blocks.size(); left != 0; ++b) {
@@ -175,19 +176,18 @@ void Unpacker::find_blocks() {
     expect_equal("info of a raw block", load<uint32_t>(entry + 4), 0);
     left -= values;
   }
-  out_.raw.assign(request_.n_segments, nullptr);
+  out_.raw_at.assign(request_.n_segments, 0);
   for (size_t row = 0; row < request_.n_segments; ++row) {
     if (out_.kinds[row] != kRaw) continue;
-    out_.raw[row] = at;
+    out_.raw_at[row] = at;
     at += 4 * request_.segments[row].numel;
   }
 }
 
 }  // namespace
 
-Unpacked unpack(Bytes payload, const Header& expect, const DecodeRequest& request,
+Unpacked unpack(const Frame& frame, const Header& expect, const DecodeRequest& request,
                 const Plan& plan) {
-  const Frame frame = open_frame(payload.data, payload.size);
   expect_equal("layout hash", frame.header.layout_hash, expect.layout_hash);
   expect_equal("exchange", frame.header.exchange, expect.exchange);
   expect_equal("rank", frame.header.rank, expect.rank);

@@ -18,13 +18,14 @@ struct Unpacked {
   std::vector<float> steps;             // per segment
   std::vector<float> sides;             // at Plan::side_offset
   std::vector<UnpackedTable> tables;    // per Plan::types
-  std::vector<const uint8_t*> blocks;   // start of each of Plan::blocks
+  const uint8_t* bytes;                 // the payload, from whose first byte positions count
+  std::vector<uint64_t> block_at;       // of each of Plan::blocks
   std::vector<const uint8_t*> entries;  // its row of the block table
-  std::vector<const uint8_t*> raw;      // values of each raw segment, else null
+  std::vector<uint64_t> raw_at;         // of the values of each raw segment, else 0
 };
 
-// Raises PayloadError for anything that does not fit; the checksums have been checked.
-Unpacked unpack(Bytes payload, const Header& expect, const DecodeRequest& request,
+// Raises PayloadError for anything that does not fit. Reads nothing beyond the meta part.
+Unpacked unpack(const Frame& frame, const Header& expect, const DecodeRequest& request,
                 const Plan& plan);
 
 }  // namespace qoda

@@ -7,6 +7,7 @@ decode from it must be what the CPU decodes. The NumPy reference checks the same
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -315,10 +316,52 @@ def test_malformed_streams_are_refused(coder, rng):
         assert found == there
         refused += there
     assert refused, "no change was noticed"
-    with pytest.raises(PayloadError, match="checksum"):
-        bad = good.copy()
-        bad[-1] ^= 1
-        decode(bad, segments, torch.zeros(n, device=coder.device), expect=HEADER, coder=coder)
+
+
+def test_a_changed_byte_is_refused_with_its_block(coder, rng):
+    """In the second of two payloads: in a stream, then in a raw block."""
+    segments, n = rows(
+        {"numel": 100, "quantizer": 1, "step": 0.5}, {"numel": 30, "quantizer": 0, "type": 1}
+    )
+    values = rng.standard_normal(n).astype(np.float32)
+    other = replace(HEADER, rank=4)
+    good, bad = by_cpu(values, segments), by_cpu(values, segments, other)
+    start = int(bad[104:108].view("<u4")[0])
+    out = torch.zeros(n, device=coder.device)
+    for at, block in ((start, 0), (len(bad) - 1, 1)):
+        bad[at] ^= 4
+        with pytest.raises(PayloadError, match=f"rank 4: checksum of block {block}"):
+            decode_sum([good, bad], segments, out, expect=[HEADER, other], coder=coder)
+        bad[at] ^= 4
+    bad[120] ^= 4
+    with pytest.raises(PayloadError, match="checksum of the meta part"):
+        decode_sum([good, bad], segments, out, expect=[HEADER, other], coder=coder)
+
+
+def test_payloads_on_the_device_need_their_meta_parts_on_the_host(coder, rng):
+    """Among them escape floats behind which low bits lie, and values that are raw."""
+    segments, n = rows(
+        {"numel": 140, "quantizer": 1, "step": 0.004},
+        {"numel": 30, "quantizer": 1, "step": 1e-38},
+        {"numel": 40, "quantizer": 0, "type": 1},
+    )
+    headers = [replace(HEADER, rank=rank) for rank in range(2)]
+    payloads = []
+    for header in headers:
+        values = rng.standard_normal(n).astype(np.float32)
+        values[5:9] = 1e6
+        payloads.append(by_cpu(values, segments, header))
+    expected = np.zeros(n, np.float32)
+    coding.decode_sum(payloads, segments, expected, expect=headers)
+    poison(coder)
+    there = [torch.from_numpy(payload).to(coder.device) for payload in payloads]
+    fronts = [payload[: int(payload[104:108].view("<u4")[0])].copy() for payload in payloads]
+    out = torch.zeros(n, device=coder.device)
+    settings = {"expect": headers, "fronts": fronts, "coder": coder}
+    decode_sum(there, segments, out, **settings)
+    np.testing.assert_array_equal(out.cpu().numpy(), expected)
+    with pytest.raises(PayloadError, match="truncated"):
+        decode_sum([there[0], there[1][:-4]], segments, out, **settings)
 
 
 def random_case(rng, longest):

@@ -57,13 +57,20 @@ def try_decode(data, segments, n=300):
     return accepted
 
 
+def meta_bytes(data):
+    return int(data[104:108].view("<u4")[0])
+
+
 def test_every_truncation_is_refused():
     _, segments, data = small_payload()
     assert try_decode(data, segments)
+    meta = meta_bytes(data)
+    assert peek(data[:meta].copy()) == peek(data)
     for length in range(len(data)):
         assert not try_decode(data[:length].copy(), segments), length
-        with pytest.raises(PayloadError):
-            peek(data[:length].copy())
+        if length < meta:
+            with pytest.raises(PayloadError):
+                peek(data[:length].copy())
 
 
 def test_every_bit_flip_is_refused():
@@ -127,9 +134,20 @@ def test_seal_and_peek():
     assert peek(data) == (sealed, len(data))
     out = np.empty(300, dtype=np.float32)
     assert decode(data, segments, out, expect=HEADER, levels=LEVELS) == sealed
-    data[200] ^= 1
+    data[120] ^= 1
     with pytest.raises(PayloadError):
         seal(data, 0.0, 0.0)
+
+
+def test_blocks_are_not_needed_to_read_and_seal_the_meta_part():
+    _, segments, data = small_payload()
+    front = data[: meta_bytes(data)].copy()
+    seal(front, 2.0, 3.0)
+    seal(data, 2.0, 3.0)
+    np.testing.assert_array_equal(front, data[: len(front)])
+    for mine, theirs in zip(steps(front), steps(data), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert not try_decode(front, segments)
 
 
 def test_steps_and_kinds():
