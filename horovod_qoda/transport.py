@@ -7,6 +7,7 @@ bytes of every tensor it is given, padding included, in one place.
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -24,6 +25,10 @@ POLL_S = 0.0005
 LOST_S = 1.0
 """How often a handle that is not done is checked for having come too late. Horovod 0.28.1 tests for
 its shutdown and then queues the tensor; one queued in between is never reported."""
+
+
+Data = Any
+"""A NumPy array, or a torch tensor."""
 
 
 class Handle(ABC):
@@ -56,25 +61,35 @@ class Handle(ABC):
 class Transport(ABC):
     """Collectives over one process set.
 
+    All-gathers and all-to-alls take arrays, or torch tensors on a device, the same on all ranks,
+    and return what they were given; splits are arrays. A device's work is ordered by the calling
+    thread's current stream before a collective, and done when it is.
+
     Attributes:
         rank, size: this process and the number of processes.
         sent_bytes: bytes of all tensors handed over since the start, padding included.
+        device_way: by what tensors on devices are moved, for the log.
         link_bytes: what of them this rank has sent to others since the start, were all-gathers and
             all-reduces rings: a tensor goes round but for one hop, and in a sum twice, in parts.
     """
 
     rank: int
     size: int
+    device_way: str = "between threads"
     sent_bytes: int = 0
     link_bytes: float = 0.0
 
-    def allgather(self, name: str, data: np.ndarray) -> Handle:
+    def why_not(self, device: str) -> str:
+        """Why tensors on a device cannot be handed over; empty where they can."""
+        return ""
+
+    def allgather(self, name: str, data: Data) -> Handle:
         """Concatenates one-dimensional ``data`` of all ranks in rank order; lengths may differ."""
         self.sent_bytes += data.nbytes
         self.link_bytes += (self.size - 1) * data.nbytes
         return self._allgather(name, data)
 
-    def alltoall(self, name: str, data: np.ndarray, splits: np.ndarray) -> Handle:
+    def alltoall(self, name: str, data: Data, splits: np.ndarray) -> Handle:
         """Sends ``splits[r]`` elements of ``data`` to each rank r.
 
         The result is ``(received, received_splits)``, in rank order.
@@ -90,10 +105,10 @@ class Transport(ABC):
         return self._allreduce(name, data)
 
     @abstractmethod
-    def _allgather(self, name: str, data: np.ndarray) -> Handle: ...
+    def _allgather(self, name: str, data: Data) -> Handle: ...
 
     @abstractmethod
-    def _alltoall(self, name: str, data: np.ndarray, splits: np.ndarray) -> Handle: ...
+    def _alltoall(self, name: str, data: Data, splits: np.ndarray) -> Handle: ...
 
     @abstractmethod
     def _allreduce(self, name: str, data: np.ndarray) -> Handle: ...
@@ -112,7 +127,7 @@ class Hosts:
 
 
 class HorovodTransport(Transport):
-    """Stock Horovod's asynchronous collectives on CPU tensors."""
+    """Stock Horovod's asynchronous collectives."""
 
     def __init__(self, process_set: Any = None) -> None:
         import horovod.torch as hvd
@@ -120,18 +135,24 @@ class HorovodTransport(Transport):
         self._hvd = hvd
         self._set = hvd.global_process_set if process_set is None else process_set
         self.rank, self.size = self._set.rank(), self._set.size()
+        self.device_way = device_way(hvd)
 
-    def _allgather(self, name: str, data: np.ndarray) -> Handle:
-        return self._enqueue(self._hvd.allgather_async, name, _tensor(data), convert=_array)
+    def why_not(self, device: str) -> str:
+        return why_not_device(self._hvd, device)
 
-    def _alltoall(self, name: str, data: np.ndarray, splits: np.ndarray) -> Handle:
+    def _allgather(self, name: str, data: Data) -> Handle:
+        convert = _like(data)
+        return self._enqueue(self._hvd.allgather_async, name, _tensor(data), convert=convert)
+
+    def _alltoall(self, name: str, data: Data, splits: np.ndarray) -> Handle:
         counts = _tensor(np.ascontiguousarray(splits, np.int32))
+        convert = _like(data)
         return self._enqueue(
             self._hvd.alltoall_async,
             name,
             _tensor(data),
             splits=counts,
-            convert=lambda out: (_array(out[0]), _array(out[1])),
+            convert=lambda out: (convert(out[0]), _array(out[1])),
         )
 
     def _allreduce(self, name: str, data: np.ndarray) -> Handle:
@@ -145,6 +166,24 @@ class HorovodTransport(Transport):
         except self._hvd.HorovodInternalError as e:  # it has been shut down already
             raise _explained(e, self.rank, name) from None
         return HorovodHandle(self._hvd, handle, self.rank, name, convert)
+
+
+def why_not_device(hvd: Any, device: str) -> str:
+    """Why a build of Horovod cannot be handed tensors on a device; empty where it can."""
+    if device.startswith("cuda") and not hvd.cuda_built():
+        return "Horovod was built without CUDA"
+    if os.environ.get("HOROVOD_ENABLE_ASYNC_COMPLETION", "0") not in ("", "0"):
+        # The stream of Horovod's own thread would wait for the bytes then, and no other.
+        return "HOROVOD_ENABLE_ASYNC_COMPLETION ends collectives before their bytes are there"
+    return ""
+
+
+def device_way(hvd: Any) -> str:
+    """By what a build of Horovod moves tensors on devices, as far as it tells."""
+    if not hvd.nccl_built():
+        return "by MPI: Horovod was built without NCCL"
+    # The build has NCCL; for which operations it was to be used, the library does not say.
+    return "through NCCL, if Horovod was built with HOROVOD_GPU_OPERATIONS=NCCL"
 
 
 class HorovodHandle(Handle):
@@ -240,14 +279,19 @@ def _explained(error: Exception, rank: int, name: str) -> Exception:
     )
 
 
-def _tensor(array: np.ndarray) -> Any:
+def _tensor(data: Data) -> Any:
     import torch
 
-    return torch.from_numpy(array)
+    return torch.from_numpy(data) if isinstance(data, np.ndarray) else data
 
 
 def _array(tensor: Any) -> np.ndarray:
     return tensor.numpy()
+
+
+def _like(data: Data) -> Callable[[Any], Data]:
+    """Makes of a tensor what ``data`` is."""
+    return _array if isinstance(data, np.ndarray) else lambda tensor: tensor
 
 
 class LocalTransport(Transport):
@@ -256,15 +300,17 @@ class LocalTransport(Transport):
     def __init__(self, rank: int, size: int, board: _Board) -> None:
         self.rank, self.size, self._board = rank, size, board
 
-    def _allgather(self, name: str, data: np.ndarray) -> Handle:
-        return self._board.post(name, self.rank, data.copy(), lambda parts: np.concatenate(parts))
+    def _allgather(self, name: str, data: Data) -> Handle:
+        array, back = _through_host(data)
+        return self._board.post(name, self.rank, array, lambda parts: back(np.concatenate(parts)))
 
-    def _alltoall(self, name: str, data: np.ndarray, splits: np.ndarray) -> Handle:
-        pieces = np.split(data.copy(), np.cumsum(splits)[:-1])
+    def _alltoall(self, name: str, data: Data, splits: np.ndarray) -> Handle:
+        array, back = _through_host(data)
+        pieces = np.split(array, np.cumsum(splits)[:-1])
 
-        def mine(parts: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+        def mine(parts: list[Any]) -> tuple[Data, np.ndarray]:
             received = [part[self.rank] for part in parts]
-            return np.concatenate(received), np.array([len(x) for x in received], np.int32)
+            return back(np.concatenate(received)), np.array([len(x) for x in received], np.int32)
 
         return self._board.post(name, self.rank, pieces, mine)
 
@@ -272,6 +318,13 @@ class LocalTransport(Transport):
         return self._board.post(
             name, self.rank, data.copy(), lambda parts: np.sum(parts, axis=0, dtype=data.dtype)
         )
+
+
+def _through_host(data: Data) -> tuple[np.ndarray, Callable[[np.ndarray], Data]]:
+    """(a copy of ``data`` that all threads can read, what makes its like of an array)."""
+    if isinstance(data, np.ndarray):
+        return data.copy(), lambda array: array
+    return data.to("cpu", copy=True).numpy(), lambda array: _tensor(array).to(data.device)
 
 
 class _Board:

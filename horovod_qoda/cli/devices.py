@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from horovod_qoda.cli.findings import BROKEN, NOTE, Finding
 from horovod_qoda.cli.installation import version
-from horovod_qoda.exchange import placement
-
-TRAVEL = "payloads travel by MPI from pinned host memory (never as CUDA tensors through NCCL)"
+from horovod_qoda.exchange import placement, travel
+from horovod_qoda.transport import device_way, why_not_device
 
 
 def found_here() -> tuple[list[str], str]:
@@ -47,7 +47,7 @@ def cuda(
             yield Finding(
                 "cuda",
                 f"cuda:{index} ({name}): gradients are coded there by {about}, checked against "
-                f"the native codec; {TRAVEL}",
+                "the native codec",
             )
             continue
         yield Finding(
@@ -57,6 +57,33 @@ def cuda(
             NOTE,
             _remedy(mode, triton),
         )
+
+
+def payloads(names: list[str], hvd: Any) -> Iterator[Finding]:
+    """How the payloads of gradients on these devices travel; nothing where there are none.
+
+    Args:
+        hvd: ``horovod.torch``.
+    """
+    try:
+        asked = travel.wanted() == "device"
+    except ValueError as error:
+        yield Finding("payloads", str(error), BROKEN, f"unset {travel.VARIABLE}")
+        return
+    if not names:
+        return
+    why = why_not_device(hvd, "cuda")
+    if asked and why:
+        without = "make setup ARGS=--gpu" if not hvd.cuda_built() else f"{travel.VARIABLE}=host"
+        yield Finding("payloads", f"{travel.FROM_HOST}, because {why}", NOTE, without)
+    elif asked:
+        yield Finding(
+            "payloads",
+            f"payloads travel as CUDA tensors, {device_way(hvd)}, if all ranks ask for it",
+        )
+    else:
+        how = why or f"{travel.VARIABLE}=device sends them as CUDA tensors, {device_way(hvd)}"
+        yield Finding("payloads", f"{travel.FROM_HOST} ({how})")
 
 
 def _remedy(mode: str, triton: str) -> str:

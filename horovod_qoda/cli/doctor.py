@@ -90,6 +90,8 @@ def examine(report: Report, quick: bool) -> None:
             _codec_alone(report)
         return
     hvd = sys.modules["horovod.torch"]
+    if coded:
+        report.add(devices.payloads(devices.found_here()[0], hvd))
     library = mpi.Library()
     hvd.init()
     report.add(installation.mpi_library(library, mpi.launcher()))

@@ -1,6 +1,7 @@
 """The payload of an exchange: code tables and entropy coding, from floats to bytes and back."""
 
 from horovod_qoda.coding.payload import (
+    HEADER_BYTES,
     KIND_CODED,
     KIND_NONFINITE,
     KIND_RAW,
@@ -15,6 +16,7 @@ from horovod_qoda.coding.payload import (
     encode,
     from_symbols,
     max_payload_bytes,
+    meta_bytes,
     peek,
     seal,
     simd,
@@ -25,6 +27,7 @@ from horovod_qoda.coding.payload import (
 from horovod_qoda.coding.tables import Book, entropy, entropy_bits
 
 __all__ = [
+    "HEADER_BYTES",
     "KIND_CODED",
     "KIND_NONFINITE",
     "KIND_RAW",
@@ -42,6 +45,7 @@ __all__ = [
     "entropy_bits",
     "from_symbols",
     "max_payload_bytes",
+    "meta_bytes",
     "peek",
     "seal",
     "simd",

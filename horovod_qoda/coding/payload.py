@@ -28,6 +28,9 @@ LINF, L2 = 0, 1
 # What a payload says about a segment: all zero, coded, float32 as is, or NaN/Inf seen.
 KIND_ZERO, KIND_CODED, KIND_RAW, KIND_NONFINITE = 0, 1, 2, 3
 
+HEADER_BYTES = 112
+_AT_META_BYTES = 104
+
 SEGMENT = np.dtype(
     [
         ("offset", np.uint64),
@@ -243,6 +246,11 @@ def peek(payload: Bytes) -> tuple[Header, int]:
     """
     header, length = _codec.peek(_as_bytes(payload))
     return Header(*header), length
+
+
+def meta_bytes(payload: npt.NDArray[np.uint8]) -> int:
+    """Length of the meta part, header included, as the header has it; nothing is checked."""
+    return int.from_bytes(payload[_AT_META_BYTES : _AT_META_BYTES + 4].tobytes(), "little")
 
 
 def seal(

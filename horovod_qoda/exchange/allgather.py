@@ -6,12 +6,11 @@ grow as K.
 
 from __future__ import annotations
 
-import numpy as np
-
 from horovod_qoda.coding import PayloadError
 from horovod_qoda.exchange.buffer import ExchangeBuffer
-from horovod_qoda.exchange.codecs import Floats
-from horovod_qoda.exchange.step import Step, split_frames
+from horovod_qoda.exchange.codecs import Blob, Floats
+from horovod_qoda.exchange.frames import split_frames
+from horovod_qoda.exchange.step import Step
 from horovod_qoda.exchange.worker import Steps
 
 
@@ -20,18 +19,18 @@ def allgather(step: Step, buffer: ExchangeBuffer) -> Steps:
     if not buffer.chunks:
         return
     (chunk,) = buffer.chunks
-    index, me = buffer.plan.index, step.transport.rank
+    index, me, codec = buffer.plan.index, step.transport.rank, buffer.codec
     rows = buffer.segments(chunk, step.adaptation.steps(buffer), step.adaptation.reconstruction)
     own = buffer.scratch("own", len(buffer.values)) if step.wants_sums else None
-    blob = step.encode(buffer.codec, buffer.values, rows, 0, index, chunk, own)
+    blob = step.encode(codec, buffer.values, rows, 0, index, chunk, own)
     if own is not None:
         seal_own(step, buffer, {0: blob}, own)
-    received = yield step.transport.allgather(step.name(index, 0), blob)
-    parts, count = list(split_frames(received)), step.transport.size
+    received = yield step.allgather(codec, index, 0, blob)
+    parts, count = list(split_frames(received, codec)), step.transport.size
     if len(parts) != count:
         raise PayloadError(f"rank {me} received {len(parts)} payloads from {count} ranks")
     headers = step.decode_sum(
-        buffer.codec, parts, range(count), rows, buffer.mean, stage=0, buffer=index, chunk=0,
+        codec, parts, range(count), rows, buffer.mean, stage=0, buffer=index, chunk=0,
         scale=1 / count,
     )  # fmt: skip
     for part in parts:
@@ -43,7 +42,7 @@ def allgather(step: Step, buffer: ExchangeBuffer) -> Steps:
     )
 
 
-def seal_own(step: Step, buffer: ExchangeBuffer, blobs: dict[int, np.ndarray], own: Floats) -> None:
+def seal_own(step: Step, buffer: ExchangeBuffer, blobs: dict[int, Blob], own: Floats) -> None:
     """Writes the squared norms of what others will decode from this rank into its payloads.
 
     They are norms of the decoded vector and of its difference from the previous one
@@ -58,5 +57,5 @@ def seal_own(step: Step, buffer: ExchangeBuffer, blobs: dict[int, np.ndarray], o
     for chunk in buffer.chunks:
         here = slice(chunk.start, chunk.stop)
         total, _, change = buffer.codec.change_stats(own[here], buffer.previous[here])
-        step.seal(blobs[chunk.index], total, change, step.aux)
+        step.seal(buffer.codec, blobs[chunk.index], total, change, step.aux)
     buffer.remember(own)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,31 @@ Places = Sequence[int] | np.ndarray
 
 Statistics = tuple[float, bool]
 """Sum of squares, in the order of :func:`horovod_qoda.coding.copy_stats`; whether all is finite."""
+
+
+@dataclass(frozen=True)
+class Blob:
+    """uint8 memory of framed payloads, which collectives take as it is; slices are views.
+
+    Attributes:
+        host: in host memory. Where ``there`` is something it has what the host writes and reads,
+            frames and meta parts, and what it has besides means nothing.
+        there: a tensor on a device with all of it, if that is where it travels from.
+    """
+
+    host: np.ndarray
+    there: Any | None = None
+
+    def __getitem__(self, part: slice) -> Blob:
+        return Blob(self.host[part], None if self.there is None else self.there[part])
+
+    def __len__(self) -> int:
+        return len(self.wire)
+
+    @property
+    def wire(self) -> Any:
+        """What to hand to a collective."""
+        return self.host if self.there is None else self.there
 
 
 class Intake(ABC):
@@ -58,14 +85,39 @@ class Codec(ABC):
     """Arithmetic and coding where the floats of a buffer lie.
 
     All versions give the same bits: sums in the same order, the same payloads, the same means.
+
+    Attributes:
+        device: a torch device; None for the host.
+        sends: whether payloads travel as tensors on the device, the same on all ranks; false until
+            they have agreed on it.
     """
+
+    device: Any | None = None
+    sends: bool = False
 
     @abstractmethod
     def zeros(self, size: int) -> Floats: ...
 
     @abstractmethod
-    def bytes(self, size: int) -> np.ndarray:
-        """Uninitialised uint8 memory of the host, to write payloads to."""
+    def bytes(self, size: int) -> Blob:
+        """Uninitialised memory to write payloads to."""
+
+    @abstractmethod
+    def post(self, blob: Blob, front: int, stop: int) -> None:
+        """Makes a blob ready to travel: the host has written its first ``front`` bytes, and what
+        is behind ``stop`` is to be zeros."""
+
+    @abstractmethod
+    def host_bytes(self, received: Any, start: int, stop: int) -> np.ndarray:
+        """A part of what a collective returned, in host memory."""
+
+    @abstractmethod
+    def arrived(self, received: Any, start: int, stop: int, front: np.ndarray) -> Blob:
+        """A part of what a collective returned, the beginning of which is ``front``."""
+
+    @abstractmethod
+    def working(self) -> AbstractContextManager[None]:
+        """Inside, collectives take what the codec has queued, in its order."""
 
     @abstractmethod
     def intake(self, values: Floats, starts: np.ndarray, numel: np.ndarray) -> Intake | None:
@@ -97,18 +149,18 @@ class Codec(ABC):
         values: Floats,
         rows: np.ndarray,
         header: Header,
-        out: np.ndarray,
+        out: Blob,
         *,
         decoded: Floats | None,
         threads: int,
         **settings: Any,
     ) -> int:
-        """As :func:`horovod_qoda.coding.encode`, from floats here to bytes in host memory."""
+        """As :func:`horovod_qoda.coding.encode`, from floats here to bytes where they travel."""
 
     @abstractmethod
     def decode_sum(
         self,
-        payloads: list[np.ndarray],
+        payloads: list[Blob],
         rows: np.ndarray,
         out: Floats,
         *,
@@ -145,8 +197,20 @@ class HostCodec(Codec):
         start = -memory.ctypes.data % 64 // 4
         return memory[start : start + size]
 
-    def bytes(self, size: int) -> np.ndarray:
-        return np.empty(size, np.uint8)
+    def bytes(self, size: int) -> Blob:
+        return Blob(np.empty(size, np.uint8))
+
+    def post(self, blob: Blob, front: int, stop: int) -> None:
+        blob.host[stop:] = 0
+
+    def host_bytes(self, received: np.ndarray, start: int, stop: int) -> np.ndarray:
+        return received[start:stop]
+
+    def arrived(self, received: np.ndarray, start: int, stop: int, front: np.ndarray) -> Blob:
+        return Blob(received[start:stop])
+
+    def working(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def intake(self, values: Floats, starts: np.ndarray, numel: np.ndarray) -> None:
         return None
@@ -170,14 +234,14 @@ class HostCodec(Codec):
         np.copyto(into, source)
 
     def encode(
-        self, values: np.ndarray, rows: np.ndarray, header: Header, out: np.ndarray, **settings: Any
+        self, values: np.ndarray, rows: np.ndarray, header: Header, out: Blob, **settings: Any
     ) -> int:
-        return coding.encode(values, rows, header, out, **settings)
+        return coding.encode(values, rows, header, out.host, **settings)
 
     def decode_sum(
-        self, payloads: list[np.ndarray], rows: np.ndarray, out: np.ndarray, **settings: Any
+        self, payloads: list[Blob], rows: np.ndarray, out: np.ndarray, **settings: Any
     ) -> list[Header]:
-        return coding.decode_sum(payloads, rows, out, **settings)
+        return coding.decode_sum([payload.host for payload in payloads], rows, out, **settings)
 
     def host_room(self, values: np.ndarray) -> np.ndarray:
         return values

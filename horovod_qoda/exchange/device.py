@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from horovod_qoda import kernels
 from horovod_qoda.coding import Header
-from horovod_qoda.exchange.codecs import Codec, Intake, Places, Statistics
+from horovod_qoda.exchange.codecs import Blob, Codec, Intake, Places, Statistics
 
 
 class _Intake(kernels.Intake, Intake):
@@ -17,7 +18,7 @@ class _Intake(kernels.Intake, Intake):
 
 
 class DeviceCodec(Codec):
-    """Float32 tensors on one device; payloads are bytes in pinned memory of the host.
+    """Float32 tensors on one device; payloads travel from pinned memory of the host, or from there.
 
     Gradients may be put from any thread; all else is called by one thread at a time, the exchange's
     worker or, between two exchanges, the training thread. Methods that return a number or bytes
@@ -28,7 +29,7 @@ class DeviceCodec(Codec):
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
+        self.device: torch.device = device
         self.streams = kernels.Streams(device)
         self.coder = kernels.Coder(device)
 
@@ -36,8 +37,37 @@ class DeviceCodec(Codec):
         with self.streams.working():
             return torch.zeros(size, dtype=torch.float32, device=self.device)
 
-    def bytes(self, size: int) -> np.ndarray:
-        return self._pinned(size, torch.uint8)
+    def bytes(self, size: int) -> Blob:
+        host = self._pinned(size, torch.uint8)
+        if not self.sends:
+            return Blob(host)
+        with self.streams.working():
+            return Blob(host, torch.empty(size, dtype=torch.uint8, device=self.device))
+
+    def post(self, blob: Blob, front: int, stop: int) -> None:
+        if blob.there is None:
+            blob.host[stop:] = 0
+            return
+        with self.streams.working():
+            blob.there[:front].copy_(torch.from_numpy(blob.host[:front]), non_blocking=True)
+            blob.there[stop:].zero_()
+
+    def host_bytes(self, received: np.ndarray | torch.Tensor, start: int, stop: int) -> np.ndarray:
+        if isinstance(received, np.ndarray):
+            return received[start:stop]
+        with self.streams.working():
+            if received.is_cuda:  # Horovod's thread has allocated it, for that thread's stream
+                received.record_stream(self.streams.work)
+            return received[start:stop].to("cpu", copy=True).numpy()
+
+    def arrived(
+        self, received: np.ndarray | torch.Tensor, start: int, stop: int, front: np.ndarray
+    ) -> Blob:
+        part = received[start:stop]
+        return Blob(part) if isinstance(part, np.ndarray) else Blob(front, part)
+
+    def working(self) -> AbstractContextManager[None]:
+        return self.streams.working()
 
     def intake(self, values: torch.Tensor, starts: np.ndarray, numel: np.ndarray) -> Intake:
         return _Intake(self.streams, values, starts, numel)
@@ -67,7 +97,7 @@ class DeviceCodec(Codec):
         values: torch.Tensor,
         rows: np.ndarray,
         header: Header,
-        out: np.ndarray,
+        out: Blob,
         *,
         decoded: torch.Tensor | None,
         threads: int,
@@ -75,17 +105,17 @@ class DeviceCodec(Codec):
     ) -> int:
         with self.streams.working():
             length = kernels.encode(
-                values, rows, header, torch.from_numpy(out), **settings, **self._place
-            )
+                values, rows, header, torch.from_numpy(out.host), there=out.there, **settings,
+                **self._place,
+            )  # fmt: skip
             if decoded is not None:
                 settings.pop("histogram")
-                payload = out[:length]
-                kernels.decode(payload, rows, decoded, expect=header, **settings, **self._place)
+                self._decode([out[:length]], rows, decoded, expect=[header], **settings)
         return length
 
     def decode_sum(
         self,
-        payloads: list[np.ndarray],
+        payloads: list[Blob],
         rows: np.ndarray,
         out: torch.Tensor,
         *,
@@ -93,7 +123,14 @@ class DeviceCodec(Codec):
         **settings: Any,
     ) -> list[Header]:
         with self.streams.working():
-            return kernels.decode_sum(payloads, rows, out, **settings, **self._place)
+            return self._decode(payloads, rows, out, **settings)
+
+    def _decode(
+        self, payloads: list[Blob], rows: np.ndarray, out: torch.Tensor, **settings: Any
+    ) -> list[Header]:
+        fronts = [payload.host for payload in payloads]
+        wires = [payload.wire for payload in payloads]
+        return kernels.decode_sum(wires, rows, out, fronts=fronts, **settings, **self._place)
 
     def host_room(self, values: torch.Tensor) -> np.ndarray:
         return self._pinned(len(values), torch.float32)

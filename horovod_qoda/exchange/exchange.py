@@ -126,12 +126,14 @@ class Exchange:
                 self._adopt(state)
                 if state["loaded"] and not self._loaded and self._local_number is None:
                     self.routes.forget()
-            self._check_local_numbers()
+            local = {"number": self._local_number, "travel": self.routes.offer}
+            everyone = gather_objects(self.transport, self.name + ".local", local)
+            self._check_local_numbers([told["number"] for told in everyone])
+            self.routes.agree([told["travel"] for told in everyone])
             self._agreed, self._loaded = True, False
             self._local_number = None
 
-    def _check_local_numbers(self) -> None:
-        numbers = gather_objects(self.transport, self.name + ".local", self._local_number)
+    def _check_local_numbers(self, numbers: Sequence[int | None]) -> None:
         for rank, number in enumerate(numbers):
             if number not in (None, self.number):
                 raise ValueError(

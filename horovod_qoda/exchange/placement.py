@@ -117,8 +117,7 @@ class Placement:
             return "all buffers" if count == total else f"{count} of {total} buffers"
 
         said = [
-            f"gradients on {device} are coded there by Triton kernels ({buffers(count)}); only "
-            "payload bytes cross to the host"
+            f"gradients on {device} are coded there by Triton kernels ({buffers(count)})"
             for device, count in self._coded.items()
         ]
         for (device, why), count in self._copied.items():

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from horovod_qoda.exchange import travel
 from horovod_qoda.exchange.allgather import allgather
 from horovod_qoda.exchange.allreduce import allreduce
 from horovod_qoda.exchange.buffer import ExchangeBuffer
@@ -56,6 +57,7 @@ class Routes:
         coded: what this rank codes: ``buffers``, or with two levels its shards of its host's mean.
         trial: set where compression has to prove that it pays.
         placement: where the buffers are coded.
+        said: sentences for the log on where that is and how payloads travel.
 
     Raises:
         ValueError: a buffer would not fit into one MPI call.
@@ -94,7 +96,24 @@ class Routes:
             if self._hosts and (inside := self._hosts.inside)
         ]
         self.coded = self._shards or self.buffers
+        self.said = self.placement.describe()
         _check_sizes(layout, coders.size, parts, raw=self._hosts is not None)
+
+    @property
+    def offer(self) -> dict[str, Any]:
+        """What all ranks must know for :meth:`agree` of how this one's payloads could travel."""
+        return travel.offer([buffer.codec for buffer in self.buffers], self._transport)
+
+    def agree(self, offers: Sequence[dict[str, Any]]) -> None:
+        """From here on payloads travel the same way on all ranks.
+
+        Args:
+            offers: of all ranks, in rank order.
+        """
+        for codec in self.placement.codecs:
+            codec.sends = not travel.why_from_host(offers)
+        sentence = travel.describe(offers, self._transport)
+        self.said = [*self.placement.describe(), *([sentence] if sentence else [])]
 
     def topology_of(self, number: int, age: int) -> str:
         """Topology of exchange ``number``, the ``age``-th since adaptation began; may be raw.

@@ -7,14 +7,17 @@ equal rates (docs/theory.md section 9).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from horovod_qoda import coding
 from horovod_qoda.coding import Header, PayloadError
 from horovod_qoda.exchange.allgather import seal_own
 from horovod_qoda.exchange.buffer import ExchangeBuffer
-from horovod_qoda.exchange.codecs import Codec, Floats
-from horovod_qoda.exchange.step import Step, split_frames, sum_of_frames
+from horovod_qoda.exchange.codecs import Blob, Codec, Floats
+from horovod_qoda.exchange.frames import split_frames, sum_of_frames
+from horovod_qoda.exchange.step import Step
 from horovod_qoda.exchange.worker import Steps
 from horovod_qoda.layout import Chunk
 
@@ -47,18 +50,18 @@ def scatter_reduce(step: Step, buffer: ExchangeBuffer) -> Steps:
         end += len(blob)
     if own is not None:
         seal_own(step, buffer, blobs, own)
-    received, _ = yield step.transport.alltoall(step.name(index, 0), data[:end], splits)
+    received, _ = yield step.alltoall(codec, index, 0, data[:end], splits)
 
     mine = [c for c in buffer.chunks if c.owner == step.transport.rank]
-    outgoing = np.zeros(0, np.uint8)
+    outgoing = codec.bytes(0)
     if mine:
         outgoing = _reduce(step, buffer, mine[0], rows[mine[0].index], received)
     elif len(received):
-        for _ in split_frames(received):  # explains itself where it is a handshake
+        for _ in split_frames(received, codec):  # explains itself where it is a handshake
             raise PayloadError(f"rank {step.transport.rank} owns no chunk and received a payload")
-    received = yield step.transport.allgather(step.name(index, 1), outgoing)
+    received = yield step.allgather(codec, index, 1, outgoing)
 
-    parts = list(split_frames(received))
+    parts = list(split_frames(received, codec))
     if len(parts) != len(in_order):
         raise PayloadError(f"{len(parts)} owners sent a chunk, {len(in_order)} should have")
     for chunk, part in zip(in_order, parts, strict=True):
@@ -81,12 +84,12 @@ def scatter_reduce(step: Step, buffer: ExchangeBuffer) -> Steps:
 
 
 def _reduce(
-    step: Step, buffer: ExchangeBuffer, chunk: Chunk, rows: np.ndarray, received: np.ndarray
-) -> np.ndarray:
+    step: Step, buffer: ExchangeBuffer, chunk: Chunk, rows: np.ndarray, received: Any
+) -> Blob:
     """Steps 2 and 3 at the owner: sum, mean, the payload of the mean, and what it decodes to."""
     count, index, codec = step.transport.size, buffer.plan.index, buffer.codec
     total = buffer.scratch("total", chunk.stop - chunk.start)
-    parts = list(split_frames(received))
+    parts = list(split_frames(received, codec))
     if len(parts) != count:
         raise PayloadError(
             f"the owner of a chunk received {len(parts)} payloads from {count} ranks"
@@ -141,7 +144,7 @@ def _second_rows(
 def _seal_second(
     step: Step,
     buffer: ExchangeBuffer,
-    blob: np.ndarray,
+    blob: Blob,
     mean: Floats,
     decoded: Floats,
     headers: list[Header],
@@ -157,6 +160,7 @@ def _seal_second(
         square, _, change = codec.change_stats(error, buffer.previous_error)
     count = step.transport.size
     step.seal(
+        codec,
         blob,
         sum(h.sum_sq for h in headers) / count**2 + square,
         sum(h.sum_sq_diff for h in headers) / count**2 + change,

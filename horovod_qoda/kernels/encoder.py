@@ -1,8 +1,8 @@
-"""Floats on the device to one payload on the host.
+"""Floats on the device to one payload, on the host or on the device.
 
 The host waits for the device three times, each time for a few KiB or for the payload itself: for
 bucket norms (where there are any) and the sample's counts, from which it chooses tables as the CPU
-does; for the blocks' lengths; and for the bytes with their checksums.
+does; for the blocks' lengths; and for their checksums, with the bytes if those go to the host.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ def encode(
     book: Book | None,
     levels: Sequence[npt.ArrayLike],
     histogram: npt.NDArray[np.int64] | None,
+    there: torch.Tensor | None,
     stream: Any | None,
 ) -> int:
     """See `horovod_qoda.kernels.encode`."""
@@ -80,7 +81,7 @@ def encode(
         code_at, n_symbols = geometry.symbols_of(kinds)
         with np.errstate(divide="ignore", over="ignore"):
             inverse = np.float32(1) / segments["step"]
-        there = coder.memory.upload(
+        uploaded = coder.memory.upload(
             "call",
             {
                 "call": call_words(header),
@@ -90,8 +91,9 @@ def encode(
             },
         )
         job = _Job(
-            coder, geometry, level_tables, values, segments, kinds, sides, code_at, n_symbols, there
-        )
+            coder, geometry, level_tables, values, segments, kinds, sides, code_at, n_symbols,
+            uploaded,
+        )  # fmt: skip
         chosen = _choose_tables(job, book)
         middle = meta.front(
             segments, kinds, sides, geometry.side_at, chosen, level_tables.counts_host
@@ -99,20 +101,18 @@ def encode(
         places = _code(job, chosen, histogram)
         lengths, infos, body = _pack(job, places)
         at = meta.HEADER_BYTES + len(middle) + 12 * len(lengths)
-        out[at : at + body.numel()].copy_(body, non_blocking=True)
+        place = out if there is None else there
+        place[at : at + body.numel()].copy_(body, non_blocking=True)
         checksums = coder.memory.download("checksums", _checksums(coder, body, lengths))
         coder.memory.wait()
-    return meta.write(
-        out.numpy(),
-        middle,
-        header,
-        segments,
-        lengths,
-        infos,
-        checksums.view(np.uint32),
-        header.book_hash if book is None else book.hash,
-        level_tables.checksum if len(levels) else 0,
-    )
+        length = meta.write(
+            out.numpy(), middle, header, segments, lengths, infos, checksums.view(np.uint32),
+            header.book_hash if book is None else book.hash,
+            level_tables.checksum if len(levels) else 0,
+        )  # fmt: skip
+        if there is not None:
+            there[:at].copy_(out[:at], non_blocking=True)
+    return length
 
 
 def _choose_tables(job: _Job, book: Book | None) -> list[tables.Table]:

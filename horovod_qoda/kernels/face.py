@@ -44,6 +44,7 @@ def encode(
     book: Book | None = None,
     levels: Sequence[npt.ArrayLike] = (),
     histogram: npt.NDArray[np.int64] | None = None,
+    there: torch.Tensor | None = None,
     stream: Any | None = None,
     coder: Coder | None = None,
 ) -> int:
@@ -57,6 +58,8 @@ def encode(
         segments, header, book, levels, histogram: as for `horovod_qoda.coding.encode`.
         out: uint8 in host memory, at least `horovod_qoda.coding.max_payload_bytes` long; pinned
             (see `pinned`), or the copy from the device is slow.
+        there: uint8 on the device, as long as the payload at least. It receives the payload, and
+            ``out`` only the meta part.
         stream: the stream to work on; by default one of the coder's own.
         coder: whose buffers to use, by default one for each device. One thread at a time.
 
@@ -72,6 +75,7 @@ def encode(
         book=book,
         levels=levels,
         histogram=histogram,
+        there=there,
         stream=stream,
     )
 

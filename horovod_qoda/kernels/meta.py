@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 import horovod_qoda.native._codec as _codec
-from horovod_qoda.coding.payload import KIND_CODED, LEVELS, ONE_STREAM, Header
+from horovod_qoda.coding.payload import HEADER_BYTES, KIND_CODED, LEVELS, ONE_STREAM, Header
 from horovod_qoda.kernels.tables import Table
 
-HEADER_BYTES = 112
 _HEADER = struct.Struct("<IHHQQQQQQIIIIIIdddI")
 _RECORD = np.dtype([("step", "<f4"), ("kind", "u1"), ("mode", "u1"), ("bucket", "u1"), ("n", "u1")])
 _MAGIC, _VERSION = 0x41444F51, 2

@@ -24,7 +24,7 @@ def summarize(carrier: Carrier, record: ExchangeRecord, ranks: int) -> None:
         )
         return
     exchange = carrier.exchange
-    for sentence in exchange.routes.placement.describe():
+    for sentence in exchange.routes.said:
         logger().info(sentence)
     text = describe(carrier.layout, exchange.settings, exchange.topology, record, ranks)
     (logger().warning if text.startswith(NOTHING) else logger().info)(text)

@@ -1,19 +1,24 @@
-"""Ranks that code with kernels and ranks that code natively, in one job: devices.py [--cuda] CASE …
+"""Ranks that code with kernels and ranks that code natively, in one job: devices.py MODE CASE …
 
-Rank 0's gradients go through Triton's interpreter, or with --cuda are on a device; the others' are
-in the CPU's memory and coded natively, or with --cuda=all are on that device too. What every rank
-ends with is compared to the bit.
+--interpreter      rank 0's gradients go through Triton's interpreter, the others' are native
+--interpreter=all  all go through the interpreter, and payloads travel as the tensors it made
+--cuda             rank 0's gradients are on a device, the others' in the CPU's memory
+--cuda=all         all are on that device
+
+What every rank ends with is compared to the bit.
 """
 
 import os
 import sys
 
-CUDA = {"--cuda": "first", "--cuda=all": "all"}.get(sys.argv[1], "")
+CUDA = sys.argv[1].startswith("--cuda")
+ALL = sys.argv[1].endswith("=all")
 FIRST = os.environ["OMPI_COMM_WORLD_RANK"] == "0"
 if not CUDA:
-    os.environ["HOROVOD_QODA_KERNELS"] = "triton" if FIRST else "native"
-    if FIRST:
+    os.environ["HOROVOD_QODA_KERNELS"] = "triton" if FIRST or ALL else "native"
+    if FIRST or ALL:
         os.environ["TRITON_INTERPRET"] = "1"
+    os.environ["HOROVOD_QODA_PAYLOADS"] = "device"  # in force where all ranks can
 
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
@@ -21,7 +26,7 @@ from torch import nn  # noqa: E402
 import horovod_qoda.torch as hvd  # noqa: E402
 from horovod_qoda.exchange.codecs import HOST  # noqa: E402
 
-DEVICE = "cuda" if CUDA == "all" or (CUDA and FIRST) else "cpu"
+DEVICE = "cuda" if CUDA and (FIRST or ALL) else "cpu"
 
 
 class Watched(torch.optim.SGD):
@@ -68,7 +73,8 @@ def train(width, depth, dtype=torch.float32, steps=5, bad=-1, **options):
                 optimizer.step()
     assert optimizer._gradients.rule.on, "gradients were never sent during backward"
     buffers = optimizer._gradients.carrier.exchange.routes.buffers
-    assert (buffers[0].codec is HOST) == (not FIRST if CUDA != "all" else False)
+    assert (buffers[0].codec is HOST) == (not FIRST and not ALL)
+    assert buffers[0].codec.sends == (ALL and not CUDA)
     return optimizer
 
 

@@ -25,6 +25,17 @@ def test_interpreted_kernels_beside_the_native_codec(mpi_run):
     finished = mpi_run(2, "tests/parallel/devices.py", "--interpreter", *CASES, timeout=1500)
     check(finished, CASES)
     assert "gradients on cpu are coded there by Triton kernels" in finished.stderr
+    assert "although HOROVOD_QODA_PAYLOADS=device" in finished.stderr
+    assert "rank 1 codes other buffers on devices than rank 0" in finished.stderr
+
+
+@pytest.mark.slow
+def test_payloads_travel_as_tensors(mpi_run):
+    """Tensors in the CPU's memory stand for those of a device: Horovod moves them as they are."""
+    cases = ["allgather", "scatter_reduce", "warming_up"]
+    finished = mpi_run(2, "tests/parallel/devices.py", "--interpreter=all", *cases, timeout=1500)
+    check(finished, cases)
+    assert "payloads travel as tensors on their devices" in finished.stderr
 
 
 @pytest.mark.gpu

@@ -184,7 +184,7 @@ def test_devices_say_by_what_their_gradients_are_coded(monkeypatch):
     (none,) = devices.cuda([], "12.8")
     assert none.status == OK and "no device here (PyTorch for CUDA 12.8" in none.text
     (good, bad) = devices.cuda(["A", "B"], "12.8", {"cuda:0": "", "cuda:1": "of x"}.get)
-    assert good.status == OK and "cuda:0 (A)" in good.text and "pinned host memory" in good.text
+    assert good.status == OK and "cuda:0 (A)" in good.text and "native codec" in good.text
     assert bad.status == NOTE and "copied to the host as float32" in bad.text
     assert "because of x" in bad.text
     monkeypatch.setenv("HOROVOD_QODA_KERNELS", "native")
@@ -193,3 +193,31 @@ def test_devices_say_by_what_their_gradients_are_coded(monkeypatch):
     monkeypatch.setenv("HOROVOD_QODA_KERNELS", "gpu")
     (refused,) = devices.cuda(["A"], "12.8")
     assert refused.status == BROKEN and "auto, native or triton" in refused.text
+
+
+class Built:
+    """What a build of Horovod says about itself."""
+
+    def __init__(self, cuda, nccl):
+        self.cuda_built, self.nccl_built = lambda: cuda, lambda: nccl
+
+
+def test_payloads_of_devices_say_how_they_travel(monkeypatch):
+    for name in ("HOROVOD_QODA_PAYLOADS", "HOROVOD_ENABLE_ASYNC_COMPLETION"):
+        monkeypatch.delenv(name, raising=False)
+    assert list(devices.payloads([], Built(False, 0))) == []
+    (default,) = devices.payloads(["A"], Built(True, 22800))
+    assert default.status == OK and "by MPI from pinned host memory" in default.text
+    assert "HOROVOD_QODA_PAYLOADS=device" in default.text and "NCCL" in default.text
+    monkeypatch.setenv("HOROVOD_QODA_PAYLOADS", "device")
+    (without,) = devices.payloads(["A"], Built(False, 0))
+    assert without.status == NOTE and "built without CUDA" in without.text
+    assert without.remedy == "make setup ARGS=--gpu"
+    (tensors,) = devices.payloads(["A"], Built(True, 0))
+    assert "as CUDA tensors, by MPI: Horovod was built without NCCL" in tensors.text
+    monkeypatch.setenv("HOROVOD_ENABLE_ASYNC_COMPLETION", "1")
+    (early,) = devices.payloads(["A"], Built(True, 22800))
+    assert early.status == NOTE and early.remedy == "HOROVOD_QODA_PAYLOADS=host"
+    monkeypatch.setenv("HOROVOD_QODA_PAYLOADS", "nccl")
+    (refused,) = devices.payloads([], Built(True, 0))
+    assert refused.status == BROKEN and "host or device" in refused.text

@@ -17,13 +17,15 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 pytest.importorskip("triton", reason="Triton is not installed: pip install horovod-qoda[gpu]")
 
-from horovod_qoda.exchange import Exchange  # noqa: E402
+from horovod_qoda.coding import PayloadError  # noqa: E402
+from horovod_qoda.exchange import Exchange, frames, travel  # noqa: E402
+from horovod_qoda.exchange.codecs import HOST  # noqa: E402
 from horovod_qoda.exchange.device import DeviceCodec  # noqa: E402
 from horovod_qoda.exchange.placement import VARIABLE, Placement, why_not  # noqa: E402
 from horovod_qoda.kernels.check import equals_native  # noqa: E402
 from horovod_qoda.layout import build  # noqa: E402
 from horovod_qoda.settings import Settings  # noqa: E402
-from horovod_qoda.transport import local_transports  # noqa: E402
+from horovod_qoda.transport import LocalTransport, local_transports  # noqa: E402
 from tests.threads import in_threads  # noqa: E402
 
 DEVICE = "cuda:0" if torch.cuda.is_available() else "cpu"
@@ -68,7 +70,7 @@ def run(settings, shapes, steps, size=2):
             means = [as_array(exchange.mean(i)) for i in range(len(shapes))]
             record, sums = exchange.finish()
             found.append((means, astuple(sums), record.payload_bytes, record.coded_bits))
-        on = [type(buffer.codec) for buffer in exchange.routes.buffers]
+        on = [(type(b.codec), b.codec.sends) for b in exchange.routes.buffers]
         exchange.close()
         vectors = exchange.local_state_dict()["vectors"]
         return found, exchange.adaptation.state_dict(), vectors, on
@@ -112,9 +114,73 @@ def test_means_sums_bytes_and_state_are_those_of_the_host(by, topology, shapes, 
     mine = run(settings, shapes, steps)
     by("native")
     theirs = run(settings, shapes, steps)
-    assert all(kind is DeviceCodec for *_, on in mine for kind in on)
-    assert not any(kind is DeviceCodec for *_, on in theirs for kind in on)
+    assert all(kind is DeviceCodec and not sends for *_, on in mine for kind, sends in on)
+    assert not any(kind is DeviceCodec for *_, on in theirs for kind, _ in on)
     check_same(mine, theirs)
+
+
+@pytest.mark.parametrize(("topology", "shapes"), [("allgather", SMALL), ("scatter_reduce", CUT)])
+def test_payloads_that_travel_as_tensors_are_the_same(by, monkeypatch, topology, shapes):
+    """Their meta parts are longer than the first look at them."""
+    monkeypatch.setenv(travel.VARIABLE, "device")
+    monkeypatch.setattr(frames, "_LOOK", 170)
+    settings = Settings(bits=4, topology=topology, min_numel=64)
+    by("triton")
+    mine = run(settings, shapes, (2, 3))
+    by("native")
+    theirs = run(settings, shapes, (2, 3))
+    assert all(kind is DeviceCodec and sends for *_, on in mine for kind, sends in on)
+    check_same(mine, theirs)
+
+
+def test_bytes_changed_on_the_way_between_devices_are_refused(by, monkeypatch):
+    monkeypatch.setenv(travel.VARIABLE, "device")
+    by("triton")
+    layout = build([("w", (3, 40), "torch.float32")], settings := Settings(min_numel=64))
+
+    def rank(transport):
+        exchange = Exchange(layout, settings, transport, 0, devices=[DEVICE])
+        exchange.agree()
+        send = transport.allgather
+
+        def changed(name, data):
+            if transport.rank == 1:
+                data[-70] ^= 1
+            return send(name, data)
+
+        transport.allgather = changed
+        exchange.put(0, torch.ones(3, 40, device=DEVICE) * (1 + transport.rank))
+        with pytest.raises(PayloadError, match="rank 1: checksum of block"):
+            exchange.mean(0)
+        exchange.close()
+
+    in_threads(local_transports(2), rank)
+
+
+class Refusing(LocalTransport):
+    def why_not(self, device):
+        return "no tensors" if self.rank else ""
+
+
+def test_all_ranks_send_the_same_way_and_say_why(by, monkeypatch):
+    by("triton")
+    codec, alone = DeviceCodec(torch.device(DEVICE)), local_transports(1)[0]
+    sent = travel.offer([codec, HOST], alone)
+    assert "=host" in travel.why_from_host([sent])
+    monkeypatch.setenv(travel.VARIABLE, "device")
+    sent = travel.offer([codec, HOST], alone)
+    assert travel.why_from_host([sent, sent]) == ""
+    assert "travel as tensors" in travel.describe([sent, sent], alone)
+    other = travel.offer([HOST, HOST], alone)
+    assert travel.why_from_host([sent, other]).startswith("rank 1 codes other buffers")
+    refused = travel.offer([codec, HOST], Refusing(1, 2, None))
+    assert travel.why_from_host([sent, refused]) == "no tensors on rank 1"
+    said = travel.describe([sent, refused], alone)
+    assert travel.FROM_HOST in said and f"although {travel.VARIABLE}=device" in said
+    assert travel.describe([other, other], alone) == ""
+    monkeypatch.setenv(travel.VARIABLE, "nccl")
+    with pytest.raises(ValueError, match="host or device"):
+        travel.wanted()
 
 
 def test_uncompressed_exchanges_pass_the_host_and_come_back(by):

@@ -8,7 +8,8 @@ import torch
 
 from horovod_qoda.coding import PayloadError
 from horovod_qoda.exchange import Exchange, MismatchError, handshake
-from horovod_qoda.exchange.step import split_frames
+from horovod_qoda.exchange.codecs import HOST
+from horovod_qoda.exchange.frames import split_frames
 from horovod_qoda.layout import build
 from horovod_qoda.settings import Settings
 from horovod_qoda.transport import local_transports
@@ -98,7 +99,7 @@ def test_a_frame_that_changed_on_its_way_is_refused(field):
     fields = frames.view(np.uint64)
     fields[:, :5] = 64, 10, 20, 30, 40
     fields[:, 5] = zlib.crc32(frames[0, :40])
-    assert [len(part) for part in split_frames(frames.ravel())] == [64, 64]
+    assert [len(part) for part in split_frames(frames.ravel(), HOST)] == [64, 64]
     fields[1, field] ^= 1 << 20
     with pytest.raises(PayloadError, match="frame of sender 1"):
-        list(split_frames(frames.ravel()))
+        list(split_frames(frames.ravel(), HOST))
