@@ -1,4 +1,5 @@
-# make setup   everything a job needs, into .venv           (ARGS=--system lets it use apt-get)
+# make setup   everything a job needs, into .venv           (ARGS=--system lets it use apt-get,
+#              ARGS=--gpu builds Horovod with NCCL)
 # make demo    a WGAN-GP on NP ranks, compressed and not    (make demo NP=2 STEPS=20)
 # make test    linters, then every test                     (TESTS=tests/unit, PYTEST_ARGS="-k name")
 # make lint    linters alone

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from launch import find, horovod_source, mpi, paths, pins, venv
+from launch.cuda import Toolchain
 from launch.errors import SetupError
 from launch.mpi import Mpi
 from launch.shell import CommandFailed, run
@@ -30,7 +31,7 @@ _BUILD = {
 _INCLUDES = "-include cstdint -include stdexcept -include string"
 
 
-def key(environment: Path, used: Mpi, log: Path) -> str:
+def key(environment: Path, used: Mpi, log: Path, gpu: Toolchain | None = None) -> str:
     """Name of the cache folder: everything that the compiled library depends on."""
     program = (
         "import json, sys, sysconfig, torch; print(json.dumps([torch.__version__, "
@@ -51,6 +52,7 @@ def key(environment: Path, used: Mpi, log: Path) -> str:
         f"torch-{torch_version}-{'cpu' if cuda == 'None' else cuda}{'' if cxx11 else '-oldabi'}",
         f"{soabi}-{platform}",
         used.identity,
+        *([gpu.identity] if gpu else []),
     ]
     return "_".join(re.sub(r"[^\w.+]+", "-", part).strip("-") for part in parts)
 
@@ -63,31 +65,35 @@ def ensure(
     log: Path,
     say: Callable[[str], None],
     *,
+    gpu: Toolchain | None = None,
     rebuild: bool = False,
 ) -> tuple[str, str]:
     """Have Horovod in the environment; return its key and where it came from.
 
     Args:
         used: the MPI to build with.
+        gpu: what to build the CUDA operations with; None for a build without.
         installed_key: key of the wheel that set-up installed here before, or None.
         rebuild: take neither the installed nor a cached one.
     """
-    wanted = key(environment, used, log)
+    wanted = key(environment, used, log, gpu)
     there = venv.versions(environment, ["horovod"], log)["horovod"]
     own = any(venv.site_packages(environment).glob("horovod-*.dist-info"))
     if there == pins.HOROVOD and not rebuild:
         if own and installed_key == wanted:
             return wanted, "kept"
-        if not own and _works(environment, log):
-            return wanted, "kept: the calling Python's own, built with MPI"
-    wheel, how = _wheel(environment, used, torch_version, wanted, log, say, rebuild)
+        if not own and _works(environment, log, gpu is not None):
+            nccl = " and NCCL" if gpu else ""
+            return wanted, f"kept: the calling Python's own, built with MPI{nccl}"
+    wheel, how = _wheel(environment, used, gpu, torch_version, wanted, log, say, rebuild)
     venv.pip_install(environment, *pins.HOROVOD_REQUIRES, log=log)
     venv.pip_install(environment, "--no-deps", "--force-reinstall", wheel, log=log)
     return wanted, how
 
 
-def _works(environment: Path, log: Path) -> bool:
-    program = "import horovod.torch as hvd, sys; sys.exit(not hvd.mpi_built())"
+def _works(environment: Path, log: Path, nccl: bool) -> bool:
+    needed = "hvd.mpi_built() and hvd.nccl_built()" if nccl else "hvd.mpi_built()"
+    program = f"import horovod.torch as hvd, sys; sys.exit(not ({needed}))"
     try:
         run([venv.python(environment), "-c", program], log)
     except CommandFailed:
@@ -98,6 +104,7 @@ def _works(environment: Path, log: Path) -> bool:
 def _wheel(
     environment: Path,
     used: Mpi,
+    gpu: Toolchain | None,
     torch_version: str,
     wanted: str,
     log: Path,
@@ -115,17 +122,25 @@ def _wheel(
         cached = sorted(folder.glob("horovod-*.whl"))
         if cached and not rebuild:
             return cached[0], f"from the cache, {folder.parent}"
-        say("horovod: building it with MPI against this PyTorch (2 to 5 minutes)")
+        nccl = " and NCCL" if gpu else ""
+        say(f"horovod: building it with MPI{nccl} against this PyTorch (2 to 5 minutes)")
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="horovod-build-") as scratch:
-            built = _build(environment, used, torch_version, Path(scratch), log)
+            built = _build(environment, used, gpu, torch_version, Path(scratch), log)
             wheel = folder / built.name
             shutil.copyfile(built, folder / "unfinished")
             os.replace(folder / "unfinished", wheel)
         return wheel, f"built in {time.monotonic() - began:.0f} s, kept in {folder.parent}"
 
 
-def _build(environment: Path, used: Mpi, torch_version: str, scratch: Path, log: Path) -> Path:
+def _build(
+    environment: Path,
+    used: Mpi,
+    gpu: Toolchain | None,
+    torch_version: str,
+    scratch: Path,
+    log: Path,
+) -> Path:
     if used.mpicxx is None:
         raise SetupError(
             f"{used.mpirun} has no mpicxx beside it: its development part is missing",
@@ -140,12 +155,13 @@ def _build(environment: Path, used: Mpi, torch_version: str, scratch: Path, log:
     venv.pip_install(environment, *tools, log=log)
     sdist = horovod_source.download(environment, scratch, log)
     source = horovod_source.unpack(sdist, scratch)
-    horovod_source.edit(source, torch_version, _rpath(used))
+    horovod_source.edit(source, torch_version, _rpath(used, gpu))
     # What an outer make left in these would reach the inner one.
     outer = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
     variables = {
         **outer,
         **_BUILD,
+        **(gpu.variables(scratch) if gpu else {}),
         "PATH": path,
         "MAKEFLAGS": f"-j{paths.build_jobs()}",
         "CXXFLAGS": f"{os.environ.get('CXXFLAGS', '')} {_INCLUDES}".strip(),
@@ -167,9 +183,12 @@ def _build(environment: Path, used: Mpi, torch_version: str, scratch: Path, log:
     return next(scratch.glob("horovod-*.whl"))
 
 
-def _rpath(used: Mpi) -> list[str]:
+def _rpath(used: Mpi, gpu: Toolchain | None = None) -> list[str]:
     # From site-packages/horovod/torch: PyTorch's libraries, and those of an MPI in the environment.
+    # NCCL's wheel lies beside them; PyTorch, imported before, has loaded it in most cases.
     near = ["$ORIGIN/../../torch/lib"]
+    if gpu:
+        near += ["$ORIGIN/../../nvidia/nccl/lib", str(gpu.library.parent)]
     return [*near, "$ORIGIN/../../../.."] if used.relocatable else [*near, *mpi.library_dirs(used)]
 
 

