@@ -1,23 +1,29 @@
 """The codec for CUDA tensors, stage by stage, against the device's copy bandwidth.
 
     python benchmarks/gpu.py [--mb 64 256] [--bits 3] [--ranks 4] [--json FILE]
+    TRITON_INTERPRET=1 python benchmarks/gpu.py --mb 0.002 --shrink 200    (does the code run?)
 
 Every kernel's time comes from PyTorch's profiler; whole calls are timed on the host's clock, since
 they wait for the device inside. A stage's bound is the time in which a device-to-device copy moves
 the stage's bytes (each input read once, each output written once); `share` is bound / measured. A
-whole exchange is that of one rank with itself, coded by the kernels and by the native codec.
+whole exchange is that of one rank with itself, coded by the kernels and by the native codec; with
+those of two models' gradients goes a wire of 1, 10 and 100 Gbit/s, by arithmetic (_gpu_wire.py).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
+import _gpu_rivals as rivals
+import _gpu_wire as wire
 import numpy as np
 import torch
 
@@ -31,6 +37,9 @@ from horovod_qoda.transport import local_transports
 
 WARM_UP, REPEATS = 3, 15
 LAYER = 4 << 20  # coordinates of a layer: a large matrix of a transformer
+
+TARGETS = {"quantize_tiles": 0.6, "float32 -> payload": 0.25, "payloads -> sum": 0.25}
+"""Shares of the copy bound that stages with these words in their names should reach."""
 
 
 def median_s(call: Callable[[], object], wait: Callable[[], None]) -> float:
@@ -62,30 +71,40 @@ def kernel_s(call: Callable[[], object]) -> dict[str, float]:
     }
 
 
-def exchange_s(mb: int, bits: float, device: str, codec: str) -> float:
+def exchange(shapes: wire.Shapes, bits: float, device: str, codec: str) -> wire.Measured:
     """From the first gradient put to the last mean in its place; one rank, so no bytes travel."""
-    count = max(mb * 2**20 // 4 // LAYER, 1)
-    shape = (mb * 2**20 // 4 // count // 1024, 1024)
     settings = Settings(bits=bits)
-    layout = build([(f"{i}.weight", shape, "torch.float32") for i in range(count)], settings)
-    gradients = [torch.randn(shape, device=device) for _ in range(count)]
+    named = [(f"{i}.weight", shape, "torch.float32") for i, shape in enumerate(shapes)]
+    layout = build(named, settings)
+    gradients = [torch.randn(shape, device=device) for shape in shapes]
     means = [torch.empty_like(g) for g in gradients]
     os.environ[placement.VARIABLE] = codec
     (alone,) = local_transports(1)
-    exchange = Exchange(layout, settings, alone, 0, devices=[g.device for g in gradients])
+    one = Exchange(layout, settings, alone, 0, devices=[g.device for g in gradients])
+    records = []
 
     def once() -> None:
         for layer, gradient in enumerate(gradients):
-            exchange.put(layer, gradient)
+            one.put(layer, gradient)
         for layer, mean in enumerate(means):
-            there = exchange.mean(layer)
+            there = one.mean(layer)
             flat = torch.from_numpy(there) if isinstance(there, np.ndarray) else there
             mean.copy_(flat.view(mean.shape))
-        exchange.finish()
+        records.append(one.finish()[0])
 
-    seconds = median_s(once, torch.cuda.synchronize if device == "cuda" else lambda: None)
-    exchange.close()
-    return seconds
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    seconds = median_s(once, wait)
+    one.close()
+    flat = torch.cat([g.reshape(-1) for g in gradients])
+    half = torch.empty_like(flat, dtype=torch.float16)
+    return wire.Measured(
+        coordinates=flat.numel(),
+        total=seconds,
+        encode=float(np.median([r.encode_s for r in records])),
+        decode=float(np.median([r.decode_s for r in records])),
+        payload=float(np.median([r.payload_bytes for r in records])),
+        cast=median_s(lambda: (half.copy_(flat), flat.copy_(half)), wait),
+    )
 
 
 def layers(n: int, quantizer: int, values: torch.Tensor, bits: float) -> np.ndarray:
@@ -102,8 +121,15 @@ def layers(n: int, quantizer: int, values: torch.Tensor, bits: float) -> np.ndar
     return rows
 
 
-def measure(mb: int, bits: float, ranks: int, device: str) -> list[dict[str, object]]:
-    n = mb * 2**20 // 4
+def even(mb: float) -> wire.Shapes:
+    """Layers of LAYER coordinates, or one of what there is."""
+    n = int(mb * 2**20) // 4
+    count = max(n // LAYER, 1)
+    return [(max(n // count // 1024, 1), min(n, 1024))] * count
+
+
+def measure(mb: float, bits: float, ranks: int, device: str) -> list[dict[str, object]]:
+    n = int(mb * 2**20) // 4
     on_gpu = device == "cuda"
     wait = torch.cuda.synchronize if on_gpu else lambda: None
     generator = torch.Generator(device).manual_seed(1)
@@ -163,29 +189,63 @@ def measure(mb: int, bits: float, ranks: int, device: str) -> list[dict[str, obj
         for call in (encode, decode) if on_gpu else ():
             for kernel, seconds in kernel_s(call).items():
                 note(f"{name}:   {kernel}", seconds, moved.get(kernel, 0))
+    step = float(layers(n, 1, values, bits)["step"][0])
+    for stage in itertools.chain(rivals.hooks(values), rivals.ans(values, step)):
+        if isinstance(stage, str):
+            print(stage)
+        else:
+            name, call, moved = stage
+            note(name, median_s(call, wait), moved)
     for codec in ("triton", "native"):
-        note(f"whole exchange, {codec} codec", exchange_s(mb, bits, device, codec), 8 * n)
+        note(f"whole exchange, {codec} codec", exchange(even(mb), bits, device, codec).total, 8 * n)
     return found
+
+
+def verdicts(found: list[dict[str, object]]) -> list[str]:
+    """Each target, and whether all stages that it is for reach it at all sizes."""
+    lines = []
+    for words, target in TARGETS.items():
+        shares = [float(str(row["share"])) for row in found if words in str(row["stage"])]
+        said = f"least {min(shares):.3f}" if shares else "not measured here"
+        met = "" if not shares else ", met" if min(shares) >= target else ", NOT met"
+        lines.append(f"target {target:.2f} of the copy bound, {words}: {said}{met}")
+    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--mb", type=int, nargs="+", default=[64, 256], help="MiB of gradients")
+    parser.add_argument("--mb", type=float, nargs="+", default=[64, 256], help="MiB of gradients")
     parser.add_argument("--bits", type=float, default=3.0)
     parser.add_argument("--ranks", type=int, default=4, help="payloads in the sum")
+    parser.add_argument("--shrink", type=int, default=1, help="divides the models' dimensions")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    if not torch.cuda.is_available():
+    device, name = "cuda", ""
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+    elif os.environ.get("TRITON_INTERPRET") == "1":
+        global WARM_UP, REPEATS
+        device, WARM_UP, REPEATS = "cpu", 1, 1
+        print("NO DEVICE HERE: Triton's interpreter runs the kernels, and times say nothing of one")
+    else:
         sys.exit("benchmarks/gpu.py measures a CUDA device, and there is none here")
     found = []
     for mb in options.mb:
-        found += measure(mb, options.bits, options.ranks, "cuda")
+        found += measure(mb, options.bits, options.ranks, device)
     for row in found:
-        print(f"{row['mb']:5} MiB  {row['stage']:52} {row['ms']:9.3f} ms  {row['share']:6.3f}")
+        print(f"{row['mb']:6g} MiB  {row['stage']:52} {row['ms']:9.3f} ms  {row['share']:6.3f}")
+    print(*verdicts(found if device == "cuda" else []), sep="\n")
+    models = {"Transformer-XL": wire.transformer_xl(), "WGAN": wire.wgan()}
+    exchanges = {}
+    for model, shapes in models.items():
+        small = wire.shrunk(shapes, options.shrink) if options.shrink > 1 else shapes
+        exchanges[model] = exchange(small, options.bits, device, "triton")
+        print(*wire.report(model, exchanges[model], options.ranks), sep="\n")
     report = {
-        "device": torch.cuda.get_device_name(),
+        "device": name or "none: Triton's interpreter",
         "torch": torch.__version__,
         "rows": found,
+        "exchanges": {model: asdict(measured) for model, measured in exchanges.items()},
     }
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")

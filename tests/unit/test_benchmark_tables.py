@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
+import math
+import os
+import subprocess
+import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import end_to_end, scaling
+from benchmarks import _gpu_wire, end_to_end, scaling
 from horovod_qoda import cost
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def row(method, seconds, *, workload="exchange-16", rate="1gbit", seed=0, **more):
@@ -98,3 +107,43 @@ def test_hosts_that_share_two_cores_are_slower():
         replace(TRUE.machine, cores=1.0, bandwidth=float("inf")),
     )
     assert scaling.predicted(one, TRUE) > 3 * alone
+
+
+def test_links_on_which_a_codec_pays():
+    """A codec of 10 ms that leaves a tenth of float32's bytes of 100 million coordinates."""
+    one = _gpu_wire.Measured(100_000_000, 0.008, 0.003, 0.004, 40e6, cast=0.001)
+    ranks = 4
+    codec = _gpu_wire.codec_s(one, ranks)
+    assert codec == pytest.approx(0.001 + 0.003 * 1.25 + 0.004 * 1.75)
+    for way in ("fp32", "fp16"):
+        limit = _gpu_wire.crossover(one, ranks, way)
+        for gbit, faster in ((0.9 * limit, True), (1.1 * limit, False)):
+            times = _gpu_wire.times(one, ranks, gbit)
+            assert (times["ours"] < times[way]) == faster
+    assert _gpu_wire.crossover(one, ranks, "fp16") < _gpu_wire.crossover(one, ranks, "fp32")
+    grown = replace(one, payload=500e6)
+    assert _gpu_wire.crossover(grown, ranks, "fp32") == 0.0
+    assert _gpu_wire.crossover(replace(one, cast=1.0), ranks, "fp16") == float("inf")
+
+
+def test_models_whose_gradients_the_gpu_benchmark_exchanges():
+    assert sum(math.prod(shape) for shape in _gpu_wire.transformer_xl()) == 191_950_298
+    assert sum(math.prod(shape) for shape in _gpu_wire.wgan()) == 3_076_753
+
+
+def test_the_gpu_benchmark_runs_in_the_interpreter_and_says_that_no_device_is_there(tmp_path):
+    pytest.importorskip("triton", reason="Triton is not installed: pip install horovod-qoda[gpu]")
+    if torch.cuda.is_available():
+        pytest.skip("with a device it is run as it is")
+    command = [sys.executable, "benchmarks/gpu.py", "--mb", "0.0005", "--shrink", "400"]
+    done = subprocess.run(
+        [*command, "--json", tmp_path / "gpu.json"],
+        cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True,
+        timeout=600, check=True,
+    )  # fmt: skip
+    for said in ("NO DEVICE HERE", "torch hook: quantise", "nvCOMP ANS: left out", "target 0.60",
+                 "Transformer-XL:", "WGAN:", "faster on links slower than"):  # fmt: skip
+        assert said in done.stdout, done.stdout
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    assert report["device"].startswith("none")
+    assert set(report["exchanges"]) == {"Transformer-XL", "WGAN"}
