@@ -60,7 +60,8 @@ class Routes:
         said: sentences for the log on where that is and how payloads travel.
 
     Raises:
-        ValueError: a buffer would not fit into one MPI call.
+        ValueError: a buffer would not fit into one MPI call, or an environment variable has a value
+            that it cannot have.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Routes:
         ]
         self.coded = self._shards or self.buffers
         self.said = self.placement.describe()
+        travel.wanted()  # an unknown value is told now, not while other ranks wait for this one
         _check_sizes(layout, coders.size, parts, raw=self._hosts is not None)
 
     @property

@@ -202,6 +202,16 @@ def test_two_ranks_find_each_other(tmp_path):
     verify.two_ranks(ENVIRONMENT, tmp_path / "log")
 
 
+def test_a_build_without_nccl_is_none_where_it_is_needed(tmp_path):
+    import horovod.torch as hvd
+
+    if hvd.nccl_built():
+        pytest.skip("Horovod here has NCCL")
+    with pytest.raises(SetupError, match="built without NCCL") as caught:
+        verify.check_build(ENVIRONMENT, tmp_path / "log", "NCCL")
+    assert "--rebuild" in caught.value.remedy
+
+
 def test_sources_that_are_not_the_released_ones_are_refused(tmp_path):
     (tmp_path / "horovod" / "torch").mkdir(parents=True)
     (tmp_path / "horovod" / "torch" / "CMakeLists.txt").write_text("set(CMAKE_CXX_STANDARD 17)\n")

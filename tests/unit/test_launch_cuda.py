@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,13 @@ def test_nccl_missing_old_or_named(tmp_path):
     top = wheel(named, 2, 4)
     with pytest.raises(SetupError, match="NCCL 2.4.3 .* too old: Horovod's all-to-all needs 2.7"):
         cuda.find([tmp_path / "site"], {**environ, "HOROVOD_NCCL_HOME": str(top)})
+
+
+def test_a_wheel_with_nccl_has_a_name_of_its_own(tmp_path):
+    pytest.importorskip("torch")
+    used = Mpi("Open MPI", "5", "mpirun", None, True)
+    nowhere = Path("/none")
+    toolchain = cuda.Toolchain("12.8", nowhere, "2.27.3", nowhere, nowhere)
+    environment, log = Path(sys.prefix), tmp_path / "log"
+    plain = horovod_build.key(environment, used, log)
+    assert horovod_build.key(environment, used, log, toolchain) == f"{plain}_{toolchain.identity}"
