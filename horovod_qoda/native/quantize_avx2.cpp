@@ -101,7 +101,8 @@ class StepQuantizer {
     if (n == kGroup) {
 #pragma GCC unroll 4
       for (int r = 0; r < 4; ++r)
-        row(v + i + kRow * r, i + kRow * r, ~0u, words, 4 * r, decoded + i + kRow * r);
+        row(v + i + kRow * r, i + kRow * r, ~0u, words, 4 * r,
+            kDecoded == Decoded::kNone ? nullptr : decoded + i + kRow * r);
       return;
     }
     float padded[kGroup] = {}, values[kGroup];
