@@ -136,18 +136,18 @@ def measure(name: str, method: str, steps: int, seed: int) -> dict[str, Any] | N
     workload = _workloads.make(name, rank, seed)
     job = Job(workload, method)
     warm_up = DECIDED if method == "ours-measured" else WARM_UP
-    quality = None
-    for step in range(warm_up):
+    times, quality = [], None
+    for step in range(warm_up + steps):
+        if step == warm_up:
+            job.barrier()
+            before, counted, begun = interface_bytes(), job.counted(), time.perf_counter()
         if step == WARM_UP + steps:
-            quality = workload.quality()  # after as many steps as with the other methods
-        job.step(workload.batch(step))
-    job.barrier()
-    before, counted, begun = interface_bytes(), job.counted(), time.perf_counter()
-    times = []
-    for step in range(steps):
+            quality = workload.quality()  # after as many steps with every method
+        batch = workload.batch(step)
         start = time.perf_counter()
-        job.step(workload.batch(warm_up + step))
-        times.append(time.perf_counter() - start)
+        job.step(batch)
+        if step >= warm_up:
+            times.append(time.perf_counter() - start)
     job.barrier()
     sent, seconds = interface_bytes() - before, time.perf_counter() - begun
     counted = (job.counted() - counted) / steps

@@ -104,7 +104,7 @@ def table(rows: list[Row]) -> str:
         )
     for workload, rate, rival, least in TARGETS:
         best = max(
-            (_gain(rows, workload, rate, m, rival) for m in METHODS if m.startswith("ours")),
+            (_gain(rows, workload, rate, m, rival) for m in _methods(rows) if "ours" in m),
             default=math.nan,
         )
         if not math.isnan(best):
@@ -113,7 +113,11 @@ def table(rows: list[Row]) -> str:
             )
     for rate in RATES:
         exchange = max(
-            (_gain(rows, "exchange-16", rate, m, "horovod-fp32") for m in METHODS if "ours" in m),
+            (
+                _gain(rows, "exchange-16", rate, m, "horovod-fp32")
+                for m in _methods(rows)
+                if "ours" in m
+            ),
             default=math.nan,
         )
         bounds = [f"{gain:g}x up to {most_compute(exchange, gain):.2f}" for gain in (2.5, 1.5, 1.1)
@@ -132,6 +136,12 @@ def most_compute(exchange: float, gain: float) -> float:
     With compute C that hides nothing, (C + T) / (C + T / exchange) >= gain.
     """
     return (1 - gain / exchange) / (gain - 1)
+
+
+def _methods(rows: list[Row]) -> list[str]:
+    """Those that occur, in the order of the table."""
+    there = {row["method"] for row in rows}
+    return [method for method in (*METHODS, *ON_DEMAND) if method in there]
 
 
 def _gain(rows: list[Row], workload: str, rate: str, method: str, rival: str) -> float:
@@ -168,7 +178,7 @@ def plot(rows: list[Row], folder: Path) -> None:
         for axis, rate in zip(axes[0], rates, strict=True):
             here = [r for r in good if r["rate"] == rate and r["seed"] == good[0]["seed"]]
             shown = [w for w in WORKLOADS if any(r["workload"] == w for r in here)]
-            for number, method in enumerate(METHODS):
+            for number, method in enumerate(_methods(rows)):
                 own = {r["workload"]: figure_of(r) for r in here if r["method"] == method}
                 at = [shown.index(w) + 0.12 * (number - 3) for w in own]
                 axis.bar(at, list(own.values()), 0.12, label=method, color=f"C{number}")

@@ -1,4 +1,4 @@
-"""Slopes of QODA's gap over exchanges and over nodes, on the bilinear game of tests/games.py.
+"""Slopes of QODA's gap over exchanges and over nodes, on the bilinear game of _games.py.
 
     python benchmarks/slopes.py [--exchanges 20000]
 
@@ -17,7 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.games import BilinearGame, absolute, noiseless, play, relative, slope  # noqa: E402
+from benchmarks._games import BilinearGame, absolute, noiseless, play, relative, slope  # noqa: E402
 
 NOISES = {
     "none": noiseless,

@@ -226,6 +226,11 @@ class Adaptation:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises ValueError where the state belongs to another model or other settings."""
+        if not isinstance(state["factors"], dict):
+            raise ValueError(
+                "the checkpoint's compression state was saved by an earlier version: remove its "
+                "'horovod_qoda' entry, and compression adapts anew"
+            )
         here = (len(self.reconstruction), len(self.factors.values))
         there = (len(state["reconstruction"]), len(state["factors"]["values"]))
         if there != here:

@@ -24,8 +24,9 @@ CALL = b"horovod_qoda: a rank asks for a handshake"
 
 _CALL_BYTES = 64
 
-PROTOCOL = 1
-"""Number of what travels around payloads (docs/wire-format.md); raised where that changes."""
+PROTOCOL = 2
+"""Number of what travels around payloads (docs/wire-format.md), and of what ranks tell each other
+before them; raised where either changes."""
 
 
 NOT_EVERYWHERE = (

@@ -66,7 +66,9 @@ def scatter_reduce(step: Step, buffer: ExchangeBuffer) -> Steps:
         raise PayloadError(f"{len(parts)} owners sent a chunk, {len(in_order)} should have")
     for chunk, part in zip(in_order, parts, strict=True):
         step.hear(part, rows[chunk.index], 1)
-        if chunk.owner == step.transport.rank:  # what encoding left is what decoding gives
+        # The owner keeps what encoding left, which is what all others decode; it reads no more of
+        # its own payload than the header.
+        if chunk.owner == step.transport.rank:
             header = step.peek(part)
         else:
             (header,) = step.decode_sum(

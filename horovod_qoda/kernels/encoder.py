@@ -1,7 +1,7 @@
 """Floats on the device to one payload, on the host or on the device.
 
-The host waits for the device three times, each time for a few KiB or for the payload itself: for
-bucket norms (where there are any) and the sample's counts, from which it chooses tables as the CPU
+The host waits for the device three times (four with bucket norms), each time for a few KiB or for
+the payload itself: for the norms; for the sample's counts, from which it chooses tables as the CPU
 does; for the blocks' lengths; and for their checksums, with the bytes if those go to the host.
 """
 

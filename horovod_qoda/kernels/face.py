@@ -112,6 +112,8 @@ def decode_sum(
         PayloadError: as `horovod_qoda.coding.decode_sum`; checksums of blocks are verified while
             ``out`` is written.
     """
+    if fronts is not None and len(fronts) != len(payloads):
+        raise ValueError(f"{len(fronts)} fronts of {len(payloads)} payloads")
     tensors = [_as_tensor(payload) for payload in payloads]
     return decoder.decode_sum(
         _coder_of(out, coder),

@@ -26,14 +26,25 @@ def summarize(carrier: Carrier, record: ExchangeRecord, ranks: int) -> None:
     exchange = carrier.exchange
     for sentence in exchange.routes.said:
         logger().info(sentence)
-    text = describe(carrier.layout, exchange.settings, exchange.topology, record, ranks)
-    (logger().warning if text.startswith(NOTHING) else logger().info)(text)
+    layout, topology, stages = carrier.layout, exchange.topology, exchange.routes.stages
+    text = describe(layout, exchange.settings, topology, stages, record, ranks)
+    compressed = not all(x.why_raw for x in layout.layers)
+    (logger().info if compressed else logger().warning)(text)
 
 
 def describe(
-    layout: Layout, settings: Settings, topology: str, record: ExchangeRecord, ranks: int
+    layout: Layout,
+    settings: Settings,
+    topology: str,
+    stages: int,
+    record: ExchangeRecord,
+    ranks: int,
 ) -> str:
-    """What travels in which way, why some layers travel raw, and the ratio to expect."""
+    """What travels in which way, why some layers travel raw, and the ratio to expect.
+
+    Args:
+        stages: in which quantised layers travel, 1 or 2.
+    """
     kinds = [layout.types[x.type] for x in layout.layers]
     both = list(zip(layout.layers, kinds, strict=True))
     quantized = [(x.numel, kind.rate) for x, kind in both if not kind.raw]
@@ -61,7 +72,7 @@ def describe(
     total = sum(x.numel for x in layout.layers)
     left = sum(x.numel for x in layout.layers if x.why_raw)
     expected = 32 * total / (coded + 32 * (numbers + left))
-    stages = 2 if topology == "scatter_reduce" and quantized else 1
+    stages = stages if quantized else 1
     first = (
         f"the first {settings.warmup_steps} exchanges are float32 (warmup_steps)"
         if record.topology == "raw" and settings.warmup_steps

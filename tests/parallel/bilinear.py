@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import horovod_qoda.torch as hvd
-from tests import games
+from benchmarks import _games as games
 
 # Matrices, because vectors are taken for biases and travel raw, and every size quantised.
 SHAPE = (4, 5)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.games import slope
+from benchmarks._games import slope
 from tests.ranks import Runner
 
 RANKS = 4

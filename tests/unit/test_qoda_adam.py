@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks._games import BilinearGame
 from horovod_qoda.qoda import ExtraAdam, OptimisticAdam
-from tests.games import BilinearGame
 
 SHAPES = ((3, 2), (4,), (), (0,))
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.games import (
+from benchmarks._games import (
     BilinearGame,
     Noise,
     absolute,

@@ -28,7 +28,8 @@ def record(**changes) -> ExchangeRecord:
 def said(settings: Settings, topology="scatter_reduce", first: str | None = None) -> str:
     """``first``: how the first exchange travelled, where not as the others."""
     layout = build([(n, s, "torch.float32") for n, s in SHAPES], settings)
-    return describe(layout, settings, topology, record(topology=first or topology), 4)
+    stages = 2 if topology == "scatter_reduce" else 1
+    return describe(layout, settings, topology, stages, record(topology=first or topology), 4)
 
 
 def test_what_is_compressed_what_is_not_and_why():
