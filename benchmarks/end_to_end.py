@@ -186,7 +186,8 @@ def plot(rows: list[Row], folder: Path) -> None:
             axis.set(title=rate, yscale="log")
             axis.grid(alpha=0.3, axis="y")
         axes[0, 0].set_ylabel(label)
-        axes[0, 0].legend(fontsize=7)
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
         figure.savefig(folder / f"end-to-end-{name}.png", dpi=110)
         plt.close(figure)
 
