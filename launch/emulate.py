@@ -10,8 +10,9 @@ Cores, memory and disk are shared: what is emulated is the network.
 
 Needs root, iproute2 and Open MPI. Everything made here carries this process's number in its name
 and is removed at the end, also after Ctrl-C, SIGTERM, a closed terminal, or when the job is killed.
-Nothing else is touched: where a name is taken, nothing starts. Only SIGKILL leaves something
-behind: `ip netns list` shows it, as hq and a number.
+Of several signals the first counts, and the others do not interrupt the removal. Nothing else is
+touched: where a name is taken, nothing starts. SIGKILL leaves something behind: `ip netns list`
+shows it, as hq and a number.
 """
 
 from __future__ import annotations
@@ -64,12 +65,13 @@ def usable() -> str:
     for program in ("ip", "tc", "unshare"):
         if shutil.which(program) is None:
             return f"{program} is missing: install iproute2 and util-linux"
-    probe = f"hqprobe{os.getpid()}"
     try:
-        _ip("netns", "add", probe)
-        _ip("netns", "delete", probe)
+        with _namespaces([f"hq{os.getpid()}-probe"]):
+            pass
     except subprocess.CalledProcessError as error:
         return f"this system does not let us make network namespaces: {error.stderr.strip()}"
+    except SetupError as error:
+        return error.problem
     return ""
 
 
@@ -92,28 +94,41 @@ def cluster(count: int, rate: str | None) -> Iterator[list[Host]]:
     mark = f"hq{os.getpid()}"
     switch = f"{mark}-switch"
     hosts = [Host(f"{mark}-{i + 1}", f"{SUBNET}.{i + 1}") for i in range(count)]
-    _refuse_taken([switch, *(h.name for h in hosts)])
-    made: list[str] = []
-    restore = _exit_on_signals()
     try:
-        for name in [switch, *(h.name for h in hosts)]:
-            _ip("netns", "add", name)
-            made.append(name)
-        _ip("-n", switch, "link", "add", "br0", "type", "bridge")
-        _ip("-n", switch, "link", "set", "br0", "up")
-        for i, host in enumerate(hosts):
-            _plug(host, switch, f"port{i + 1}", rate)
-        _name(hosts)
-        yield hosts
+        with _namespaces([switch, *(h.name for h in hosts)]):
+            _ip("-n", switch, "link", "add", "br0", "type", "bridge")
+            _ip("-n", switch, "link", "set", "br0", "up")
+            for i, host in enumerate(hosts):
+                _plug(host, switch, f"port{i + 1}", rate)
+            _name(hosts)
+            yield hosts
     except subprocess.CalledProcessError as error:
         raise SetupError(
             f"{shlex.join(error.cmd)} failed: {error.stderr.strip()}",
             "check --rate (for example 1gbit, 100mbit) and that the kernel has veth and tbf",
         ) from None
-    finally:
+
+
+@contextmanager
+def _namespaces(names: Sequence[str]) -> Iterator[None]:
+    """Namespaces that are there for as long as the context lasts, and their folders in /etc."""
+    _refuse_taken(names)
+    made: list[str] = []
+
+    def remove() -> None:
         for name in made:
             _remove(name)
-        restore()
+
+    with _afterwards(remove):
+        for name in names:
+            made.append(name)  # before it is there: a signal can come in between
+            try:
+                _ip("netns", "add", name)
+            except subprocess.CalledProcessError as error:
+                if error.returncode > 0:  # it was refused, so what has this name is not ours
+                    made.remove(name)
+                raise
+        yield
 
 
 def _refuse_taken(names: Sequence[str]) -> None:
@@ -127,19 +142,46 @@ def _refuse_taken(names: Sequence[str]) -> None:
                 )
 
 
-def _exit_on_signals() -> Callable[[], object]:
-    """Makes SIGTERM and SIGHUP raise SystemExit, so that what was made is removed; returns the way
-    back.
+@contextmanager
+def _afterwards(clean: Callable[[], None]) -> Iterator[None]:
+    """Calls ``clean`` when the context ends, however it ends; no signal interrupts that.
 
-    A handler that the program has set stays, and what nohup ignores stays ignored; threads cannot
-    set one.
+    The first SIGINT, SIGTERM or SIGHUP raises KeyboardInterrupt or SystemExit, and those that
+    follow are ignored until ``clean`` is done. A first one that comes while ``clean`` runs is
+    raised after it. A handler that the program has set stays until ``clean`` starts, and what nohup
+    ignores stays ignored. Only the main thread can set handlers, and only there do they raise.
     """
-    if threading.current_thread() is not threading.main_thread():
-        return lambda: None
-    signals = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is signal.SIG_DFL]
-    for s in signals:
-        signal.signal(s, lambda number, _: sys.exit(128 + number))
-    return lambda: [signal.signal(s, signal.SIG_DFL) for s in signals]
+    inside = threading.current_thread() is threading.main_thread()
+    ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if inside else ()
+    before = {s: handler for s in ending if (handler := signal.getsignal(s)) is not None}
+    first: list[int] = []
+    late: list[int] = []
+
+    def end(number: int, _: object) -> None:
+        if not first:
+            first.append(number)
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            sys.exit(128 + number)
+
+    def hold() -> None:
+        for s in before:
+            signal.signal(s, lambda number, _: late.append(number))
+
+    try:
+        try:
+            for s, handler in before.items():
+                if handler in (signal.SIG_DFL, signal.default_int_handler):
+                    signal.signal(s, end)
+            yield
+        finally:
+            hold()  # where a first signal comes in between, `end` raises once and no more
+    finally:
+        clean()
+        for s, handler in before.items():
+            signal.signal(s, handler)
+        if late and not first:
+            signal.raise_signal(late[0])
 
 
 def _plug(host: Host, switch: str, port: str, rate: str | None) -> None:
@@ -166,14 +208,19 @@ def _name(hosts: Sequence[Host]) -> None:
 
 
 def _remove(name: str) -> None:
-    pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout
+    pids = _try("ip", "netns", "pids", name).stdout
     for pid in pids.split():
         try:
             os.kill(int(pid), signal.SIGKILL)
         except ProcessLookupError:
             pass
-    subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+    _try("ip", "netns", "delete", name)
     shutil.rmtree(Path("/etc/netns") / name, ignore_errors=True)
+
+
+def _try(*command: str) -> subprocess.CompletedProcess[str]:
+    # In a session of its own: the terminal's Ctrl-C does not reach it.
+    return subprocess.run(command, capture_output=True, text=True, start_new_session=True)
 
 
 def _ip(*words: str) -> str:
@@ -228,16 +275,18 @@ def execute(job: run.Job, timeout: float | None = None) -> int:
         The job's exit status; 128 and the signal's number where one has ended it.
     """
     child = subprocess.Popen(job.argv, env=job.env, start_new_session=True)
-    try:
-        status = child.wait(timeout)
-        return status if status >= 0 else 128 - status
-    finally:
+
+    def kill() -> None:
         for sign in (signal.SIGTERM, signal.SIGKILL):
             try:
                 os.killpg(child.pid, sign)
             except ProcessLookupError:
                 break
             time.sleep(0.2)
+
+    with _afterwards(kill):
+        status = child.wait(timeout)
+        return status if status >= 0 else 128 - status
 
 
 def main() -> int:

@@ -70,15 +70,20 @@ def running(word):
     return found
 
 
-@pytest.mark.parametrize("sign", ["SIGINT", "SIGTERM", "SIGHUP", "job SIGKILL"])
-def test_nothing_is_left_when_it_is_interrupted_or_the_job_is_killed(sign):
-    # A word that no other process has; sleep adds its arguments up.
-    word = f"0.{time.time_ns()}"
+def start_job():
+    """An emulation whose ranks sleep, and a word that their command lines have and no other."""
+    word = f"0.{time.time_ns()}"  # sleep adds its arguments up
     child = start("--hosts", 2, "--", "sleep", "600", word, start_new_session=True)
     deadline = time.time() + 120
     while len(running(word)) < 4:  # this one, mpirun and two ranks
         assert time.time() < deadline and child.poll() is None
         time.sleep(0.1)
+    return child, word
+
+
+@pytest.mark.parametrize("sign", ["SIGINT", "SIGTERM", "SIGHUP", "job SIGKILL"])
+def test_nothing_is_left_when_it_is_interrupted_or_the_job_is_killed(sign):
+    child, word = start_job()
     if sign == "job SIGKILL":
         (job,) = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
         os.kill(int(job), signal.SIGKILL)
@@ -88,6 +93,31 @@ def test_nothing_is_left_when_it_is_interrupted_or_the_job_is_killed(sign):
     wanted = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "job SIGKILL": 137}
     assert child.returncode == wanted[sign]
     assert not leftovers(child.pid) and not running(word)
+
+
+# Both at once; while the job is killed, which takes 0.2 to 0.4 s; while namespaces are removed.
+@pytest.mark.parametrize("seconds", [0, 0.1, 0.3, 0.45])
+@pytest.mark.parametrize("signs", [("SIGINT", "SIGINT"), ("SIGTERM", "SIGHUP")])
+def test_a_second_signal_does_not_interrupt_the_removal(signs, seconds):
+    child, word = start_job()
+    for sign in signs:
+        os.kill(child.pid, signal.Signals[sign])
+        time.sleep(seconds)
+    child.communicate(timeout=120)
+    assert child.returncode != 0
+    assert not leftovers(child.pid) and not running(word)
+
+
+@pytest.mark.parametrize("seconds", [0, 0.01, 0.03, 0.1])
+def test_a_signal_while_namespaces_are_made_or_tried_out_leaves_none(seconds):
+    child = start("--hosts", 8, "--", "sleep", "600")
+    deadline = time.time() + 60
+    while not leftovers(child.pid):
+        assert time.time() < deadline and child.poll() is None
+    time.sleep(seconds)
+    child.terminate()
+    child.communicate(timeout=120)
+    assert child.returncode in (143, -signal.SIGTERM) and not leftovers(child.pid)
 
 
 @pytest.mark.parametrize("where", ["/run/netns", "/etc/netns"])
