@@ -56,7 +56,10 @@ class Toolchain:
         return {
             "HOROVOD_GPU_OPERATIONS": "NCCL",
             "HOROVOD_CUDA_HOME": str(self.home),
+            # What PyTorch and CMake's FindCUDAToolkit look at, so that nobody takes another one.
             "CUDA_HOME": str(self.home),
+            "CUDA_PATH": str(self.home),
+            "CUDAToolkit_ROOT": str(self.home),
             "HOROVOD_NCCL_INCLUDE": str(self.include),
             "HOROVOD_NCCL_LIB": str(folder),
             "HOROVOD_NCCL_LINK": "SHARED",

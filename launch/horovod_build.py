@@ -146,9 +146,7 @@ def _build(
             f"{used.mpirun} has no mpicxx beside it: its development part is missing",
             "Debian, Ubuntu: sudo apt-get install libopenmpi-dev (or: make setup ARGS=--system)",
         )
-    path = os.pathsep.join(
-        [str(Path(used.mpicxx).parent), str(environment / "bin"), os.environ.get("PATH", "")]
-    )
+    path = _path(Path(used.mpicxx).parent, environment, gpu)
     tools = list(pins.HOROVOD_REQUIRES)
     if not find.has_cmake(path):
         tools.append(pins.CMAKE)
@@ -181,6 +179,16 @@ def _build(
     except CommandFailed as failed:
         raise horovod_source.failure(failed.output) from failed
     return next(scratch.glob("horovod-*.whl"))
+
+
+def _path(mpi_programs: Path, environment: Path, gpu: Toolchain | None) -> str:
+    """Search path of the build: the toolkit's nvcc, this mpicxx, the environment's CMake first."""
+    folders = [mpi_programs, environment / "bin"]
+    if gpu:
+        own = gpu.home / "bin"
+        # Where a toolkit lies among other programs (/usr, conda), its MPI must not come first.
+        folders.insert(1 if (own / "mpicxx").exists() else 0, own)
+    return os.pathsep.join([*map(str, folders), os.environ.get("PATH", "")])
 
 
 def _rpath(used: Mpi, gpu: Toolchain | None = None) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -51,11 +52,29 @@ def test_all_that_is_needed_is_found_and_named(tmp_path):
     assert found.include == top / "include" and found.library == top / "lib" / "libnccl.so.2"
     variables = found.variables(tmp_path)
     assert variables["HOROVOD_GPU_OPERATIONS"] == "NCCL"
+    for name in ("HOROVOD_CUDA_HOME", "CUDA_HOME", "CUDA_PATH", "CUDAToolkit_ROOT"):
+        assert variables[name] == str(tmp_path / "cuda")
     # The wheel has no libnccl.so, which is what the linker looks for.
     linked = Path(variables["HOROVOD_NCCL_LIB"]) / "libnccl.so"
     assert linked.resolve() == found.library.resolve()
     near = horovod_build._rpath(Mpi("Open MPI", "5", "mpirun", None, True), found)
     assert "$ORIGIN/../../nvidia/nccl/lib" in near and "nccl-2.27.3-cuda-12.8" == found.identity
+
+
+def test_the_build_takes_the_nvcc_that_was_chosen_and_the_mpicxx(tmp_path, monkeypatch):
+    for name in ("chosen", "other"):
+        toolkit(tmp_path / name)
+    mpi, other = tmp_path / "mpi", tmp_path / "other" / "bin"
+    mpi.mkdir()
+    monkeypatch.setenv("PATH", str(other))
+    chosen = cuda.Toolchain("12.8", tmp_path / "chosen", "2.27.3", tmp_path, tmp_path)
+    for folder in (mpi, other):
+        (folder / "mpicxx").touch(mode=0o755)
+    for _ in range(2):
+        path = horovod_build._path(mpi, tmp_path / "venv", chosen)
+        assert shutil.which("nvcc", path=path) == str(tmp_path / "chosen" / "bin" / "nvcc")
+        assert shutil.which("mpicxx", path=path) == str(mpi / "mpicxx")
+        (chosen.home / "bin" / "mpicxx").touch(mode=0o755)  # as in a conda environment
 
 
 @pytest.mark.parametrize(
