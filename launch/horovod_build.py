@@ -31,8 +31,12 @@ _BUILD = {
 _INCLUDES = "-include cstdint -include stdexcept -include string"
 
 
-def key(environment: Path, used: Mpi, log: Path, gpu: Toolchain | None = None) -> str:
-    """Name of the cache folder: everything that the compiled library depends on."""
+def key(environment: Path, used: Mpi, log: Path, toolchain: str | None = None) -> str:
+    """Name of the cache folder: everything that the compiled library depends on.
+
+    Args:
+        toolchain: identity of what the CUDA operations are built with; None for a build without.
+    """
     program = (
         "import json, sys, sysconfig, torch; print(json.dumps([torch.__version__, "
         "str(torch.version.cuda), torch.compiled_with_cxx11_abi(), "
@@ -52,7 +56,7 @@ def key(environment: Path, used: Mpi, log: Path, gpu: Toolchain | None = None) -
         f"torch-{torch_version}-{'cpu' if cuda == 'None' else cuda}{'' if cxx11 else '-oldabi'}",
         f"{soabi}-{platform}",
         used.identity,
-        *([gpu.identity] if gpu else []),
+        *([toolchain] if toolchain else []),
     ]
     return "_".join(re.sub(r"[^\w.+]+", "-", part).strip("-") for part in parts)
 
@@ -65,18 +69,19 @@ def ensure(
     log: Path,
     say: Callable[[str], None],
     *,
-    gpu: Toolchain | None = None,
+    gpu: Toolchain | str | None = None,
     rebuild: bool = False,
 ) -> tuple[str, str]:
     """Have Horovod in the environment; return its key and where it came from.
 
     Args:
         used: the MPI to build with.
-        gpu: what to build the CUDA operations with; None for a build without.
+        gpu: what to build the CUDA operations with; None for a build without. Its identity alone
+            where it is not there now: then the wheel must be installed already, or in the cache.
         installed_key: key of the wheel that set-up installed here before, or None.
         rebuild: take neither the installed nor a cached one.
     """
-    wanted = key(environment, used, log, gpu)
+    wanted = key(environment, used, log, gpu.identity if isinstance(gpu, Toolchain) else gpu)
     there = venv.versions(environment, ["horovod"], log)["horovod"]
     own = any(venv.site_packages(environment).glob("horovod-*.dist-info"))
     if there == pins.HOROVOD and not rebuild:
@@ -104,7 +109,7 @@ def _works(environment: Path, log: Path, nccl: bool) -> bool:
 def _wheel(
     environment: Path,
     used: Mpi,
-    gpu: Toolchain | None,
+    gpu: Toolchain | str | None,
     torch_version: str,
     wanted: str,
     log: Path,
@@ -122,6 +127,12 @@ def _wheel(
         cached = sorted(folder.glob("horovod-*.whl"))
         if cached and not rebuild:
             return cached[0], f"from the cache, {folder.parent}"
+        if isinstance(gpu, str):
+            raise SetupError(
+                f"Horovod must be built anew, and what it was built with ({gpu}) is not there",
+                "load its modules (on a cluster: module load cuda) or name its folder: "
+                f"CUDA_HOME=...; or set up without NCCL: rm -r {environment}; make setup",
+            )
         nccl = " and NCCL" if gpu else ""
         say(f"horovod: building it with MPI{nccl} against this PyTorch (2 to 5 minutes)")
         began = time.monotonic()

@@ -37,6 +37,7 @@ from launch import (
     venv,
 )
 from launch import verify as checks
+from launch.cuda import Toolchain
 from launch.errors import SetupError
 from launch.mpi import Mpi
 from launch.shell import CommandFailed
@@ -83,19 +84,19 @@ def set_up(
 ) -> dict[str, Any]:
     """Do what is left to do; return the stamp, whose "report" has a line for each thing found.
 
-    What was set up with ``gpu`` stays so: `make demo` and `make test` call set-up without it.
+    What was set up with ``gpu`` stays so: `make demo` and `make test` call set-up without it, and
+    where no CUDA module may be loaded.
     """
     done = stamp.read(environment)
     unchanged = True
     before = done.get("toolchain")
     anew = gpu and before is None
-    gpu = gpu or before is not None
     if system or rebuild or anew or done.get("environment") != observe(environment, root, before):
         unchanged = False
-        done = _environment(environment, root, log, done.get("horovod"), system, rebuild, gpu)
+        done = _environment(environment, root, log, done, system, rebuild, gpu)
         stamp.write(environment, done)  # the launcher, used next, compares the MPI with it
         say("check: horovodrun --check-build, then an all-gather on 2 ranks")
-        checks.check_build(environment, log, *(["NCCL"] if gpu else []))
+        checks.check_build(environment, log, *(["NCCL"] if done["toolchain"] else []))
         checks.two_ranks(environment, log)
         when = time.strftime("%Y-%m-%d %H:%M")
         done["report"]["checked"] = (
@@ -120,7 +121,7 @@ def _environment(
     environment: Path,
     root: Path,
     log: Path,
-    key: str | None,
+    done: dict[str, Any],
     system: bool,
     rebuild: bool,
     gpu: bool,
@@ -131,10 +132,17 @@ def _environment(
     report["python"] = f"{find.python()}, {sys.executable}; headers in {find.headers()}"
     report["compiler"] = find.compiler()
     find.make()
-    toolchain = cuda.find(cuda.packages(environment)) if gpu else None
-    if toolchain:
-        report["cuda"] = f"{toolchain.cuda} in {toolchain.home}"
-        report["nccl"] = f"{toolchain.nccl}, {toolchain.library}"
+    toolchain: Toolchain | str | None = done.get("toolchain")
+    if gpu or toolchain:
+        try:
+            toolchain = cuda.find(cuda.packages(environment))
+            report["cuda"] = f"{toolchain.cuda} in {toolchain.home}"
+            report["nccl"] = f"{toolchain.nccl}, {toolchain.library}"
+        except SetupError as error:
+            if gpu:
+                raise
+            report["cuda"] = f"not there now; Horovod was built with {toolchain}"
+            say(f"cuda: keeping what was built with {toolchain}: {error.problem}")
     outside = find.calling_torch()
     did = venv.ensure(environment, system_site=outside is not None, log=log)
     sees = ", sees the calling Python's packages" if outside else ""
@@ -151,11 +159,18 @@ def _environment(
     # PyTorch is named with its version, so that nothing here can move it.
     venv.pip_install(environment, *sorted(tools), f"torch=={torch_version}", log=log)
     key, built = horovod_build.ensure(
-        environment, used, torch_version, key, log, say, gpu=toolchain, rebuild=rebuild
+        environment,
+        used,
+        torch_version,
+        done.get("horovod"),
+        log,
+        say,
+        gpu=toolchain,
+        rebuild=rebuild,
     )
     report["horovod"] = f"{pins.HOROVOD} ({built})"
     package.install(environment, root, log)
-    built_with = toolchain.identity if toolchain else None
+    built_with = toolchain.identity if isinstance(toolchain, Toolchain) else toolchain
     return {"mpi": used.identity, "horovod": key, "toolchain": built_with, "report": report}
 
 

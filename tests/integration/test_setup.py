@@ -102,6 +102,16 @@ def test_no_cuda_toolkit_and_then_no_pytorch_for_it(tmp_path):
     assert not (tmp_path / "venv").exists()
 
 
+def test_a_cuda_toolkit_that_is_gone_stops_only_those_who_ask_for_it(tmp_path):
+    environment, gone = tmp_path / "venv", {"CUDA_HOME": str(tmp_path), "HOROVOD_CUDA_HOME": ""}
+    environment.mkdir()
+    stamp.write(environment, {"toolchain": "nccl-2.27.3-cuda-12.8"})
+    failed(set_up(environment, "--gpu", **gone), "no CUDA toolkit found")
+    done = set_up(environment, **gone)
+    assert "keeping what was built with nccl-2.27.3-cuda-12.8: no CUDA toolkit" in done.stdout
+    failed(done, "is not a virtual environment")  # which is the next step
+
+
 def test_no_network(tmp_path):
     # Port 9 of this machine refuses connections at once.
     nowhere = "http://127.0.0.1:9"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import cuda, horovod_build, paths, setup
+from launch import cuda, horovod_build, paths, pins, setup, venv
 from launch.errors import SetupError
 from launch.mpi import Mpi
 
@@ -150,4 +150,31 @@ def test_a_wheel_with_nccl_has_a_name_of_its_own(tmp_path):
     toolchain = cuda.Toolchain("12.8", nowhere, "2.27.3", nowhere, nowhere)
     environment, log = Path(sys.prefix), tmp_path / "log"
     plain = horovod_build.key(environment, used, log)
-    assert horovod_build.key(environment, used, log, toolchain) == f"{plain}_{toolchain.identity}"
+    assert (
+        horovod_build.key(environment, used, log, toolchain.identity)
+        == f"{plain}_{toolchain.identity}"
+    )
+
+
+def test_without_its_toolchain_a_build_is_kept_or_taken_from_the_cache(tmp_path, monkeypatch):
+    environment, log, identity = Path(sys.prefix), tmp_path / "log", "nccl-2.27.3-cuda-12.8"
+    if not any(venv.site_packages(environment).glob(f"horovod-{pins.HOROVOD}.dist-info")):
+        pytest.skip("no Horovod in this environment itself")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    used = Mpi("Open MPI", "5", "mpirun", None, True)
+    wanted = horovod_build.key(environment, used, log, identity)
+
+    kept = horovod_build.ensure(environment, used, "2", wanted, log, print, gpu=identity)
+    assert kept == (wanted, "kept")
+
+    def wheel() -> tuple[Path, str]:
+        return horovod_build._wheel(
+            environment, used, identity, "2", wanted, log, print, rebuild=False
+        )
+
+    with pytest.raises(SetupError, match=f"built anew, .*{identity}") as caught:
+        wheel()
+    assert f"rm -r {environment}" in caught.value.remedy
+    cached = paths.cache_dir() / wanted / "horovod-0.28.1-any.whl"
+    cached.touch()
+    assert wheel()[0] == cached
