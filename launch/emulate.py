@@ -26,9 +26,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +36,7 @@ if not __package__:  # started as a file: the checkout, not launch/, belongs on 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from launch import run
+from launch.cleanup import afterwards
 from launch.errors import SetupError
 
 SUBNET = "10.77.0"
@@ -119,7 +119,7 @@ def _namespaces(names: Sequence[str]) -> Iterator[None]:
         for name in made:
             _remove(name)
 
-    with _afterwards(remove):
+    with afterwards(remove):
         for name in names:
             made.append(name)  # before it is there: a signal can come in between
             try:
@@ -140,48 +140,6 @@ def _refuse_taken(names: Sequence[str]) -> None:
                     f"{path} is there already and was not made by this process",
                     f"if nothing uses it: ip netns delete {name}; rm -r /etc/netns/{name}",
                 )
-
-
-@contextmanager
-def _afterwards(clean: Callable[[], None]) -> Iterator[None]:
-    """Calls ``clean`` when the context ends, however it ends; no signal interrupts that.
-
-    The first SIGINT, SIGTERM or SIGHUP raises KeyboardInterrupt or SystemExit, and those that
-    follow are ignored until ``clean`` is done. A first one that comes while ``clean`` runs is
-    raised after it. A handler that the program has set stays until ``clean`` starts, and what nohup
-    ignores stays ignored. Only the main thread can set handlers, and only there do they raise.
-    """
-    inside = threading.current_thread() is threading.main_thread()
-    ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if inside else ()
-    before = {s: handler for s in ending if (handler := signal.getsignal(s)) is not None}
-    first: list[int] = []
-    late: list[int] = []
-
-    def end(number: int, _: object) -> None:
-        if not first:
-            first.append(number)
-            if number == signal.SIGINT:
-                raise KeyboardInterrupt
-            sys.exit(128 + number)
-
-    def hold() -> None:
-        for s in before:
-            signal.signal(s, lambda number, _: late.append(number))
-
-    try:
-        try:
-            for s, handler in before.items():
-                if handler in (signal.SIG_DFL, signal.default_int_handler):
-                    signal.signal(s, end)
-            yield
-        finally:
-            hold()  # where a first signal comes in between, `end` raises once and no more
-    finally:
-        clean()
-        for s, handler in before.items():
-            signal.signal(s, handler)
-        if late and not first:
-            signal.raise_signal(late[0])
 
 
 def _plug(host: Host, switch: str, port: str, rate: str | None) -> None:
@@ -284,7 +242,7 @@ def execute(job: run.Job, timeout: float | None = None) -> int:
                 break
             time.sleep(0.2)
 
-    with _afterwards(kill):
+    with afterwards(kill):
         status = child.wait(timeout)
         return status if status >= 0 else 128 - status
 
