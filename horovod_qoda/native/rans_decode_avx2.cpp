@@ -8,6 +8,7 @@
 #include "avx2.hpp"
 #include "fetcher.hpp"
 #include "gather_avx2.hpp"
+#include "rans_decode.hpp"
 
 namespace qoda {
 namespace {
@@ -199,36 +200,8 @@ class Decoder {
   Fetcher fetcher_;
 };
 
-bool valid(const DecodeJob& job) {
-  for (uint32_t state : job.states)
-    if (state < kStateLow) return false;
-  return true;
-}
-
-// False if one of the streams ended early; then neither job's states are of use.
-bool decode_side_by_side(Decoder& first, Decoder& second) {
-  while (first.rows() != 0 && second.rows() != 0) {
-    const size_t rows = first.rows() < second.rows() ? first.rows() : second.rows();
-    for (size_t r = 0; r < rows; ++r)
-      if (!first.row() || !second.row()) return false;
-    first.took(rows);
-    second.took(rows);
-  }
-  return true;
-}
-
 }  // namespace
 
-void avx2::rans_decode(DecodeJob* jobs, size_t n_jobs) {
-  if (n_jobs == 2 && valid(jobs[0]) && valid(jobs[1])) {
-    Decoder first(jobs[0]), second(jobs[1]);
-    if (decode_side_by_side(first, second)) {
-      jobs[0].ok = first.finish();
-      jobs[1].ok = second.finish();
-      return;
-    }
-  }
-  for (size_t j = 0; j < n_jobs; ++j) jobs[j].ok = valid(jobs[j]) && Decoder(jobs[j]).finish();
-}
+void avx2::rans_decode(DecodeJob* jobs, size_t n_jobs) { decode_jobs<Decoder>(jobs, n_jobs); }
 
 }  // namespace qoda

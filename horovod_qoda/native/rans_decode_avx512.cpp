@@ -3,6 +3,7 @@
 #include "avx512.hpp"
 #include "fetcher.hpp"
 #include "intrinsics_avx512.hpp"
+#include "rans_decode.hpp"
 
 namespace qoda {
 namespace {
@@ -60,6 +61,18 @@ class Decoder {
   }
 
   // Decodes a row of 32; false if the words do not suffice.
+  inline __attribute__((always_inline)) bool row() { return row<true>(); }
+
+  // Whole rows, then the rest; true if that uses all words.
+  bool finish() {
+    for (; rows_ != 0; took(1))
+      if (!row()) return false;
+    if (rest_ != 0 && !row<false>()) return false;
+    states_.store(job_.states);
+    return left_ == 0;
+  }
+
+ private:
   template <bool kWhole>
   inline __attribute__((always_inline)) bool row() {
     const __m512i slot = _mm512_set1_epi32(kScale - 1);
@@ -98,16 +111,6 @@ class Decoder {
     return true;
   }
 
-  // Whole rows, then the rest; true if that uses all words.
-  bool finish(uint32_t states[32]) {
-    for (; rows_ != 0; took(1))
-      if (!row<true>()) return false;
-    if (rest_ != 0 && !row<false>()) return false;
-    states_.store(states);
-    return left_ == 0;
-  }
-
- private:
   DecodeJob& job_;
   size_t run_ = 0;
   size_t rows_ = 0;
@@ -120,41 +123,8 @@ class Decoder {
   Fetcher fetcher_;
 };
 
-bool valid(const DecodeJob& job) {
-  for (uint32_t state : job.states)
-    if (state < kStateLow) return false;
-  return true;
-}
-
-void decode_one(DecodeJob& job) {
-  Decoder decoder(job);
-  job.ok = valid(job) && decoder.finish(job.states);
-}
-
-// False if one of the streams ended early; then neither job's states are of use.
-bool decode_side_by_side(Decoder& first, Decoder& second) {
-  while (first.rows() != 0 && second.rows() != 0) {
-    const size_t rows = first.rows() < second.rows() ? first.rows() : second.rows();
-    for (size_t r = 0; r < rows; ++r)
-      if (!first.row<true>() || !second.row<true>()) return false;
-    first.took(rows);
-    second.took(rows);
-  }
-  return true;
-}
-
 }  // namespace
 
-void avx512::rans_decode(DecodeJob* jobs, size_t n_jobs) {
-  if (n_jobs == 2 && valid(jobs[0]) && valid(jobs[1])) {
-    Decoder first(jobs[0]), second(jobs[1]);
-    if (decode_side_by_side(first, second)) {
-      jobs[0].ok = first.finish(jobs[0].states);
-      jobs[1].ok = second.finish(jobs[1].states);
-      return;
-    }
-  }
-  for (size_t j = 0; j < n_jobs; ++j) decode_one(jobs[j]);
-}
+void avx512::rans_decode(DecodeJob* jobs, size_t n_jobs) { decode_jobs<Decoder>(jobs, n_jobs); }
 
 }  // namespace qoda
