@@ -57,7 +57,7 @@ class Routes:
         coded: what this rank codes: ``buffers``, or with two levels its shards of its host's mean.
         trial: set where compression has to prove that it pays.
         placement: where the buffers are coded.
-        said: sentences for the log on where that is and how payloads travel.
+        travels: how payloads of devices travel, a sentence for the log; empty where there are none.
 
     Raises:
         ValueError: a buffer would not fit into one MPI call, or an environment variable has a value
@@ -97,7 +97,7 @@ class Routes:
             if self._hosts and (inside := self._hosts.inside)
         ]
         self.coded = self._shards or self.buffers
-        self.said = self.placement.describe()
+        self.travels = ""
         travel.wanted()  # an unknown value is told now, not while other ranks wait for this one
         _check_sizes(layout, coders.size, parts, raw=self._hosts is not None)
 
@@ -112,10 +112,10 @@ class Routes:
         Args:
             offers: of all ranks, in rank order.
         """
+        sends = not travel.why_from_host(offers)
         for codec in self.placement.codecs:
-            codec.sends = not travel.why_from_host(offers)
-        sentence = travel.describe(offers, self._transport)
-        self.said = [*self.placement.describe(), *([sentence] if sentence else [])]
+            codec.sends = sends
+        self.travels = travel.describe(offers, self._transport)
 
     def topology_of(self, number: int, age: int) -> str:
         """Topology of exchange ``number``, the ``age``-th since adaptation began; may be raw.

@@ -13,8 +13,6 @@
 namespace qoda {
 namespace {
 
-constexpr size_t kLanes = 32;
-
 // By an 8-bit mask: gives each selected 16-bit element the next one from the front, and the others 0.
 struct Expansions {
   alignas(16) uint8_t shuffle[256][16] = {};

@@ -8,7 +8,6 @@
 namespace qoda {
 namespace {
 
-constexpr size_t kLanes = 32;
 constexpr __mmask32 kOdd = 0xAAAAAAAAu;
 
 struct States {

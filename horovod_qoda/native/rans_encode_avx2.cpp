@@ -5,11 +5,10 @@
 #include "avx2.hpp"
 #include "fetcher.hpp"
 #include "gather_avx2.hpp"
+#include "wire.hpp"
 
 namespace qoda {
 namespace {
-
-constexpr size_t kLanes = 32;
 
 // By an 8-bit mask: moves selected lanes to the back, in order.
 struct Compressions {

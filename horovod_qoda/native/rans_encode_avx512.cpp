@@ -2,11 +2,10 @@
 #include "avx512.hpp"
 #include "fetcher.hpp"
 #include "intrinsics_avx512.hpp"
+#include "wire.hpp"
 
 namespace qoda {
 namespace {
-
-constexpr size_t kLanes = 32;
 
 struct Found {
   __m512i packed;

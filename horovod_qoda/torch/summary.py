@@ -24,8 +24,9 @@ def summarize(carrier: Carrier, record: ExchangeRecord, ranks: int) -> None:
         )
         return
     exchange = carrier.exchange
-    for sentence in exchange.routes.said:
-        logger().info(sentence)
+    for sentence in (*exchange.routes.placement.describe(), exchange.routes.travels):
+        if sentence:
+            logger().info(sentence)
     layout, topology, stages = carrier.layout, exchange.topology, exchange.routes.stages
     text = describe(layout, exchange.settings, topology, stages, record, ranks)
     compressed = not all(x.why_raw for x in layout.layers)
