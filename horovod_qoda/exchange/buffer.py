@@ -91,9 +91,11 @@ class ExchangeBuffer:
         return there
 
     def on_host(self, of: str) -> np.ndarray:
-        """Memory of the host for a copy of ``values`` or ``mean``, or they themselves."""
+        """Memory of the host for a copy of ``values``, ``mean`` or scratch memory of that name, or
+        they themselves."""
         if of not in self._host:
-            self._host[of] = self.codec.host_room(getattr(self, of))
+            here = self._scratch[of] if of in self._scratch else getattr(self, of)
+            self._host[of] = self.codec.host_room(here)
         return self._host[of]
 
     def span(self, layer: int, of: str = "values") -> Floats:
@@ -103,8 +105,9 @@ class ExchangeBuffer:
 
     def measure(self, threads: int) -> None:
         """Takes the statistics that :meth:`put` takes, of ``values`` written by others."""
-        for k, layer in enumerate(self.plan.layers):
-            self.sum_sq[k], self.finite[k] = copy_stats(self.span(layer), None, threads=threads)
+        found = self.codec.statistics(self.values, self.starts, self.numel, threads)
+        for k, (sum_sq, finite) in enumerate(found):
+            self.sum_sq[k], self.finite[k] = sum_sq, finite
 
     def scratch(self, purpose: str, size: int) -> Floats:
         """Float32 memory of this length, zero at first and the same at every exchange.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -88,8 +88,8 @@ class Codec(ABC):
 
     Attributes:
         device: a torch device; None for the host.
-        sends: whether payloads travel as tensors on the device, the same on all ranks; false until
-            they have agreed on it.
+        sends: whether payloads, and floats within a host, travel as tensors on the device, the same
+            on all ranks; false until they have agreed on it.
     """
 
     device: Any | None = None
@@ -125,7 +125,9 @@ class Codec(ABC):
         them and takes their statistics at once."""
 
     @abstractmethod
-    def statistics(self, values: Floats, starts: Places, numel: Places) -> list[Statistics]:
+    def statistics(
+        self, values: Floats, starts: Places, numel: Places, threads: int = 1
+    ) -> list[Statistics]:
         """Of parts of ``values``."""
 
     @abstractmethod
@@ -135,6 +137,11 @@ class Codec(ABC):
     @abstractmethod
     def subtract(self, a: Floats, b: Floats, out: Floats) -> None:
         """out = a - b"""
+
+    @abstractmethod
+    def average(self, vectors: Floats, count: int, out: Floats) -> None:
+        """out = the mean of ``count`` vectors, two or more, that lie one behind the other; summed
+        in that order."""
 
     @abstractmethod
     def clear_nonfinite(self, values: Floats) -> None:
@@ -183,6 +190,15 @@ class Codec(ABC):
         """Copies host memory into ``into``; nothing to do where it is that."""
 
     @abstractmethod
+    def hand_over(self, values: Floats, room: Callable[[], np.ndarray]) -> Any:
+        """What to hand to a collective that moves floats: ``values`` where they may travel from
+        here, else a copy of them in ``room()``, which :meth:`host_room` gave."""
+
+    @abstractmethod
+    def take(self, received: Any, room: Callable[[], Floats]) -> Floats:
+        """The floats that a collective returned, here: in ``room()`` where they came elsewhere."""
+
+    @abstractmethod
     def release(self) -> None:
         """The calling thread has queued its last use of the means of this exchange."""
 
@@ -215,9 +231,11 @@ class HostCodec(Codec):
     def intake(self, values: Floats, starts: np.ndarray, numel: np.ndarray) -> None:
         return None
 
-    def statistics(self, values: np.ndarray, starts: Places, numel: Places) -> list[Statistics]:
+    def statistics(
+        self, values: np.ndarray, starts: Places, numel: Places, threads: int = 1
+    ) -> list[Statistics]:
         return [
-            coding.copy_stats(values[int(at) : int(at) + int(n)])
+            coding.copy_stats(values[int(at) : int(at) + int(n)], threads=threads)
             for at, n in zip(starts, numel, strict=True)
         ]
 
@@ -226,6 +244,13 @@ class HostCodec(Codec):
 
     def subtract(self, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
         np.subtract(a, b, out=out)
+
+    def average(self, vectors: np.ndarray, count: int, out: np.ndarray) -> None:
+        rows = vectors.reshape(count, len(out))
+        np.add(rows[0], rows[1], out=out)
+        for row in rows[2:]:
+            out += row
+        out *= np.float32(1 / count)
 
     def clear_nonfinite(self, values: np.ndarray) -> None:
         values[~np.isfinite(values)] = 0
@@ -252,6 +277,12 @@ class HostCodec(Codec):
     def load(self, array: np.ndarray, into: np.ndarray) -> None:
         if array is not into:
             np.copyto(into, array)
+
+    def hand_over(self, values: np.ndarray, room: Callable[[], np.ndarray]) -> np.ndarray:
+        return values
+
+    def take(self, received: np.ndarray, room: Callable[[], np.ndarray]) -> np.ndarray:
+        return received
 
     def release(self) -> None:
         pass

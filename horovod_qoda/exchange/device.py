@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -55,9 +56,8 @@ class DeviceCodec(Codec):
     def host_bytes(self, received: np.ndarray | torch.Tensor, start: int, stop: int) -> np.ndarray:
         if isinstance(received, np.ndarray):
             return received[start:stop]
+        self._keep(received)
         with self.streams.working():
-            if received.is_cuda:  # Horovod's thread has allocated it, for that thread's stream
-                received.record_stream(self.streams.work)
             return received[start:stop].to("cpu", copy=True).numpy()
 
     def arrived(
@@ -72,7 +72,9 @@ class DeviceCodec(Codec):
     def intake(self, values: torch.Tensor, starts: np.ndarray, numel: np.ndarray) -> Intake:
         return _Intake(self.streams, values, starts, numel)
 
-    def statistics(self, values: torch.Tensor, starts: Places, numel: Places) -> list[Statistics]:
+    def statistics(
+        self, values: torch.Tensor, starts: Places, numel: Places, threads: int = 1
+    ) -> list[Statistics]:
         with self.streams.working():
             return kernels.part_statistics(self.coder, values, starts, numel)
 
@@ -83,6 +85,14 @@ class DeviceCodec(Codec):
     def subtract(self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
         with self.streams.working():
             torch.sub(a, b, out=out)
+
+    def average(self, vectors: torch.Tensor, count: int, out: torch.Tensor) -> None:
+        rows = vectors.view(count, len(out))
+        with self.streams.working():
+            torch.add(rows[0], rows[1], out=out)
+            for row in rows[2:]:
+                out.add_(row)
+            out.mul_(float(np.float32(1 / count)))
 
     def clear_nonfinite(self, values: torch.Tensor) -> None:
         with self.streams.working():
@@ -146,12 +156,32 @@ class DeviceCodec(Codec):
         with self.streams.working():
             into.copy_(torch.from_numpy(array))
 
+    def hand_over(
+        self, values: torch.Tensor, room: Callable[[], np.ndarray]
+    ) -> torch.Tensor | np.ndarray:
+        return values if self.sends else self.fetch(values, room())
+
+    def take(
+        self, received: torch.Tensor | np.ndarray, room: Callable[[], torch.Tensor]
+    ) -> torch.Tensor:
+        if isinstance(received, torch.Tensor):
+            self._keep(received)
+            return received
+        into = room()
+        self.load(received, into)
+        return into
+
     def release(self) -> None:
         self.streams.follow()
 
     @property
     def _place(self) -> dict[str, Any]:
         return {"stream": self.streams.work, "coder": self.coder}
+
+    def _keep(self, received: torch.Tensor) -> None:
+        """Horovod's thread has allocated it, for that thread's stream."""
+        if received.is_cuda:
+            received.record_stream(self.streams.work)
 
     def _pinned(self, size: int, dtype: torch.dtype) -> np.ndarray:
         return torch.empty(size, dtype=dtype, pin_memory=self.device.type == "cuda").numpy()

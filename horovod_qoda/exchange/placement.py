@@ -53,13 +53,11 @@ class Placement:
 
     Args:
         devices: of each layer's gradient, torch devices; all on the CPU where it is None.
-        host_only: why no buffer can be coded on a device, where that is so.
     """
 
-    def __init__(self, layout: Layout, devices: Sequence[Any] | None, host_only: str = "") -> None:
+    def __init__(self, layout: Layout, devices: Sequence[Any] | None) -> None:
         self._layout = layout
         self._devices = ["cpu"] * len(layout.layers) if devices is None else list(map(str, devices))
-        self._host_only = host_only
         self._codecs: dict[str, DeviceCodec] = {}
         self._coded: Counter[str] = Counter()
         self._copied: Counter[tuple[str, str]] = Counter()
@@ -99,8 +97,6 @@ class Placement:
     def _why_host(self, plan: Buffer, devices: set[str], mode: str) -> str:
         if mode == "native":
             return f"{VARIABLE}=native asks for it"
-        if self._host_only:
-            return self._host_only
         if "cpu" in devices and len(devices) > 1:
             return "layers whose gradients are in the CPU's memory share their buffers"
         if other := {d.partition(":")[0] for d in devices} - {"cuda", "cpu"}:

@@ -85,15 +85,16 @@ class Routes:
         self._flat = {"allgather": allgather, "scatter_reduce": scatter_reduce}[flat]
         self.stages = 2 if flat == "scatter_reduce" else 1
         parts = coders.size if flat == "scatter_reduce" else 1
-        host_only = "topology='two_level' sums floats on the host" if self._hosts else ""
-        self.placement = Placement(layout, devices, host_only)
+        self.placement = Placement(layout, devices)
         self.buffers = [
             ExchangeBuffer(layout, plan, 1 if self._hosts else parts, self.placement.codec(plan))
             for plan in layout.buffers
         ]
         self._shards = [
-            ExchangeBuffer(layout, shard(layout, plan, inside.size, inside.rank), parts)
-            for plan in layout.buffers
+            ExchangeBuffer(
+                layout, shard(layout, whole.plan, inside.size, inside.rank), parts, whole.codec
+            )
+            for whole in self.buffers
             if self._hosts and (inside := self._hosts.inside)
         ]
         self.coded = self._shards or self.buffers

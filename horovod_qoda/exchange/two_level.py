@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -48,47 +49,66 @@ def two_level(
 ) -> Steps:
     """Job that exchanges one buffer and leaves the mean in ``whole.mean``.
 
+    Floats of a device move inside the host as payloads do (:mod:`travel`): as the tensors they are,
+    or from pinned memory. They are summed and coded where the buffer is, either way.
+
     Args:
-        own: this rank's shard of the buffer.
+        own: this rank's shard of the buffer, with the buffer's codec.
         inner: job that exchanges the shard among ``hosts.across``.
     """
-    size = whole.plan.size
+    size, codec = whole.plan.size, whole.codec
     if not size:
         return
     index, ranks = whole.plan.index, hosts.inside.size
     bounds = chunk_bounds(size, ranks)
     splits = np.zeros(ranks, np.int32)
     splits[: len(bounds)] = [stop - start for start, stop in bounds]
-    received, _ = yield hosts.inside.alltoall(step.name(index, 0) + ".host", whole.values, splits)
-    if received.dtype != np.float32 or received.size != ranks * own.plan.size:
+    with codec.working():
+        sent = codec.hand_over(whole.values, partial(whole.on_host, "values"))
+        waiting = hosts.inside.alltoall(step.name(index, 0) + ".host", sent, splits)
+    received, _ = yield waiting
+    if not str(received.dtype).endswith("float32") or len(received) != ranks * own.plan.size:
         raise MismatchError(NOT_EVERYWHERE)
 
     wire = own.scratch("wire", _HEAD + own.plan.size)
     if own.plan.size:
-        parts = received.reshape(ranks, own.plan.size)
-        np.add(parts[0], parts[1], out=own.values)
-        for part in parts[2:]:
-            own.values += part
-        own.values *= np.float32(1 / ranks)
+        there = codec.take(received, partial(own.scratch, "received", len(received)))
+        codec.average(there, ranks, own.values)
         own.measure(step.threads)
         told = np.zeros_like(step.told)
         across = replace(step, transport=hosts.across, sums={}, told=told)
         yield from inner(across, own)
-        sums = across.sums.values()
-        wire[_HEAD:] = own.mean
-        head = [sum(a for a, _ in sums), sum(b for _, b in sums), across.received_aux or 0.0]
-        wire[:6].view(np.float64)[:] = head
-        wire[6:22].view(np.int64)[:] = told.ravel()
+        codec.load(_head(across), wire[:_HEAD])
+        codec.copy(own.mean, wire[_HEAD:])
 
-    gathered = yield hosts.inside.allgather(step.name(index, 1) + ".host", wire)
+    with codec.working():
+        sent = codec.hand_over(wire, partial(own.on_host, "wire"))
+        waiting = hosts.inside.allgather(step.name(index, 1) + ".host", sent)
+    received = yield waiting
+    gathered = codec.take(received, partial(whole.scratch, "gathered", len(received)))
+    heads = whole.scratch("heads", _HEAD * len(bounds))
     at = 0
     for place, (start, stop) in enumerate(bounds):
+        codec.copy(gathered[at : at + _HEAD], heads[_HEAD * place : _HEAD * (place + 1)])
+        at += _HEAD
+        codec.copy(gathered[at : at + stop - start], whole.mean[start:stop])
+        at += stop - start
+    # Behind the copies: once the heads are here, so is the mean.
+    for place, head in enumerate(codec.fetch(heads).reshape(-1, _HEAD)):
         if step.wants_sums:
-            sum_sq, sum_sq_diff, aux = gathered[at : at + 6].view(np.float64).tolist()
+            sum_sq, sum_sq_diff, aux = head[:6].view(np.float64).tolist()
             step.sums[index, place] = (sum_sq, sum_sq_diff)
             if place == 0:
                 step.received_aux = aux
-        step.told += gathered[at + 6 : at + 22].view(np.int64).reshape(step.told.shape)
-        at += _HEAD
-        whole.mean[start:stop] = gathered[at : at + stop - start]
-        at += stop - start
+        step.told += head[6:22].view(np.int64).reshape(step.told.shape)
+
+
+def _head(across: Step) -> np.ndarray:
+    """What the ranks of this host must know of an exchange across."""
+    sums = across.sums.values()
+    head = np.zeros(_HEAD, np.float32)
+    head[:6].view(np.float64)[:] = (
+        sum(a for a, _ in sums), sum(b for _, b in sums), across.received_aux or 0.0,
+    )  # fmt: skip
+    head[6:22].view(np.int64)[:] = across.told.ravel()
+    return head

@@ -23,7 +23,7 @@ _ENABLE = (
 
 
 def find_hosts(
-    process_set: Any, transport: Transport, settings: Settings, on_device: bool = False
+    process_set: Any, transport: Transport, settings: Settings, leave_device: bool = False
 ) -> Hosts | None:
     """The hosts of all ranks, where two levels are wanted or worth it; a collective call.
 
@@ -31,9 +31,10 @@ def find_hosts(
         process_set: the optimizer's.
         transport: the same ranks'.
         settings: ``topology`` "two_level" wants them; "auto" and "measured" take them where
-            several hosts have several ranks each, Horovod may make process sets, and no rank
-            has gradients that would have to leave their device as floats.
-        on_device: whether this rank's gradients are coded on a device.
+            several hosts have several ranks each, Horovod may make process sets, and no rank's
+            gradients would have to leave their device as float32.
+        leave_device: whether this rank's would, to be summed on their host: they are on a device,
+            and nothing travels as tensors on it.
 
     Raises:
         ValueError: ``topology="two_level"`` is not possible here; says why.
@@ -43,7 +44,7 @@ def find_hosts(
     try:
         if settings.allocation != "none":
             raise _Impossible("allocation='lgreco' weighs whole layers, not shards of them")
-        return _hosts(process_set, transport, on_device and settings.topology != "two_level")
+        return _hosts(process_set, transport, leave_device and settings.topology != "two_level")
     except _Impossible as why:
         if settings.topology == "two_level":
             raise ValueError(f"topology='two_level' is not possible here: {why}") from None
@@ -73,7 +74,14 @@ def _hosts(process_set: Any, transport: Transport, averse: bool) -> Hosts:
     if each == 1:
         raise _Impossible("every host has one rank")
     if table[:, 2].any():
-        raise _Impossible("gradients that are coded on devices would pass the host as float32")
+        why = "gradients on devices would pass the host's memory as float32"
+        if transport.rank == 0:
+            logger().info(
+                f"{each} ranks share each host; summing there first would send 1/{each} of the "
+                f"bytes across, but {why}: with HOROVOD_QODA_PAYLOADS=device and NCCL they stay, "
+                "with topology='two_level' they pass"
+            )
+        raise _Impossible(why)
     if not table[:, 1].all():
         if transport.rank == 0:
             logger().info(

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,28 @@ def test_auto_sums_inside_hosts_and_sends_half_as_much():
     assert {t for t, _, _ in two} == {"two_level"} and {t for t, _, _ in flat} == {"allgather"}
     assert all(same for _, _, same in two + flat)
     assert sum(b for _, b, _ in two) < 0.6 * sum(b for _, b, _ in flat)
+
+
+@emulated
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+def test_gradients_on_devices_are_summed_by_hosts_where_they_need_not_leave():
+    """Tensors in the CPU's memory stand for those of a device."""
+    native = on_two_hosts("two_level", "dynamic", "native")
+    tensors = on_two_hosts("auto", "dynamic", "device")
+    asked = on_two_hosts("two_level", "dynamic", "host")
+    for done in (native, tensors, asked):
+        assert {(t, same) for t, _, same in reports(done)} == {("two_level", True)}
+    assert last_words(native) == last_words(tensors) == last_words(asked)
+    assert "payloads travel as tensors on their devices" in tensors.stderr
+    assert "gradients on cpu are coded there by Triton kernels (all buffers)" in asked.stderr
+    averse = on_two_hosts("auto", "dynamic", "host", "1")
+    assert {t for t, _, _ in reports(averse)} == {"scatter_reduce"}
+    assert "HOROVOD_QODA_PAYLOADS=device" in averse.stderr
+
+
+def last_words(done):
+    """The sums of all parameters, as ranks printed them."""
+    return {line.partition("[")[2] for line in done.stdout.splitlines() if line.startswith("rank ")}
 
 
 @emulated

@@ -25,7 +25,7 @@ from horovod_qoda.exchange.placement import VARIABLE, Placement, why_not  # noqa
 from horovod_qoda.kernels.check import equals_native  # noqa: E402
 from horovod_qoda.layout import build  # noqa: E402
 from horovod_qoda.settings import Settings  # noqa: E402
-from horovod_qoda.transport import LocalTransport, local_transports  # noqa: E402
+from horovod_qoda.transport import LocalTransport, local_hosts, local_transports  # noqa: E402
 from tests.threads import in_threads  # noqa: E402
 
 DEVICE = "cuda:0" if torch.cuda.is_available() else "cpu"
@@ -55,12 +55,19 @@ def gradients_of(rank, step, shapes):
 
 
 def run(settings, shapes, steps, size=2):
-    """By rank: for each step the means, QODA's sums and the bytes sent; then what has adapted."""
-    layout = build([(n, s, "torch.float32") for n, s in shapes], settings)
+    """By rank: for each step the means, QODA's sums and the bytes sent; then what has adapted.
 
-    def rank(transport):
+    With two levels, two hosts of ``size`` ranks.
+    """
+    layout = build([(n, s, "torch.float32") for n, s in shapes], settings)
+    by_hosts = settings.topology == "two_level"
+    ranks = local_transports(2 * size if by_hosts else size)
+    hosts = local_hosts(2, size) if by_hosts else [None] * size
+
+    def rank(place):
+        transport, mine = place
         exchange = Exchange(
-            layout, settings, transport, 0, True, lambda: 0.25, devices=[DEVICE] * len(shapes)
+            layout, settings, transport, 0, True, lambda: 0.25, mine, [DEVICE] * len(shapes)
         )
         exchange.agree()
         found = []
@@ -75,7 +82,7 @@ def run(settings, shapes, steps, size=2):
         vectors = exchange.local_state_dict()["vectors"]
         return found, exchange.adaptation.state_dict(), vectors, on
 
-    return in_threads(local_transports(size), rank)
+    return in_threads(list(zip(ranks, hosts, strict=True)), rank)
 
 
 def as_array(mean):
@@ -116,6 +123,24 @@ def test_means_sums_bytes_and_state_are_those_of_the_host(by, topology, shapes, 
     theirs = run(settings, shapes, steps)
     assert all(kind is DeviceCodec and not sends for *_, on in mine for kind, sends in on)
     assert not any(kind is DeviceCodec for *_, on in theirs for kind, _ in on)
+    check_same(mine, theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("payloads", "shapes", "each", "warmup"), [("host", SMALL, 2, 0), ("device", CUT, 3, 1)]
+)
+def test_two_levels_sum_and_code_on_the_device(by, monkeypatch, payloads, shapes, each, warmup):
+    """Of three ranks one has an empty shard: there are two chunks."""
+    monkeypatch.setenv(travel.VARIABLE, payloads)
+    settings = Settings(bits=4, topology="two_level", min_numel=64, warmup_steps=warmup)
+    steps = (0, 2, 3)
+    by("triton")
+    mine = run(settings, shapes, steps, each)
+    by("native")
+    theirs = run(settings, shapes, steps, each)
+    sends = payloads == "device"
+    assert all(kind is DeviceCodec and sent == sends for *_, on in mine for kind, sent in on)
     check_same(mine, theirs)
 
 
@@ -263,17 +288,15 @@ def test_gradients_still_being_computed_are_waited_for_on_the_device_alone(by):
     [
         (("cuda:0", "cpu"), {}, "in the CPU's memory share their buffers"),
         (("mps:0", "mps:0"), {}, "no kernels for mps"),
-        (("cuda:0", "cuda:0"), {"host_only": "two levels"}, "two levels"),
         (("cuda:0", "cuda:0"), {"quantizer": "powersgd"}, "PowerSGD"),
         (("cuda:9", "cuda:9"), {}, "cuda:9"),
     ],
 )
 def test_what_falls_back_to_the_host_says_why(by, devices, options, why):
     by("auto")
-    host_only = options.pop("host_only", "")
     settings = Settings(min_numel=64, **options)
     layout = build([(n, (40, 40), "torch.float32") for n in "ab"], settings)
-    placement = Placement(layout, devices, host_only)
+    placement = Placement(layout, devices)
     codecs = [placement.codec(plan) for plan in layout.buffers if plan.size]
     assert not any(isinstance(codec, DeviceCodec) for codec in codecs)
     (said,) = placement.describe()
@@ -281,7 +304,7 @@ def test_what_falls_back_to_the_host_says_why(by, devices, options, why):
     by("triton")
     if DEVICE != "cpu":
         with pytest.raises(RuntimeError, match=VARIABLE):
-            Placement(layout, devices, host_only).codec(layout.buffers[0])
+            Placement(layout, devices).codec(layout.buffers[0])
 
 
 def test_the_variable_asks_for_the_host_and_refuses_what_it_does_not_know(by):

@@ -61,6 +61,26 @@ def test_all_that_is_needed_is_found_and_named(tmp_path):
     assert "$ORIGIN/../../nvidia/nccl/lib" in near and "nccl-2.27.3-cuda-12.8" == found.identity
 
 
+def test_the_toolkit_of_nvidias_wheels_is_found_with_its_libraries(tmp_path):
+    home = tmp_path / "site" / "nvidia" / "cu13"
+    toolkit(home, "13.0")
+    (home / "lib").mkdir()
+    for name in ("libcudart.so.13", "libcudart_static.a"):
+        (home / "lib" / name).touch()
+    torch(tmp_path / "site", "'13.0'")
+    wheel(tmp_path / "site")
+    found = cuda.find([tmp_path / "site"], {"PATH": str(tmp_path)})
+    assert (found.cuda, found.home) == ("13.0", home)
+    variables = found.variables(tmp_path)
+    for name in ("LIBRARY_PATH", "CMAKE_LIBRARY_PATH"):
+        links = {p.name: p.resolve().name for p in Path(variables[name]).iterdir()}
+        assert links == {
+            "libcudart.so": "libcudart.so.13",
+            "libcudart.so.13": "libcudart.so.13",
+            "libcudart_static.a": "libcudart_static.a",
+        }
+
+
 def test_set_up_observes_another_toolchain_and_not_one_that_is_absent(tmp_path, monkeypatch):
     environment = tmp_path / "venv"
     (site,) = cuda.packages(environment)[:1]
@@ -127,7 +147,7 @@ def test_the_pytorch_of_this_environment_says_what_it_was_built_for():
 
 def test_no_toolkit(tmp_path):
     with pytest.raises(SetupError, match="no CUDA toolkit found") as caught:
-        cuda.toolkit({"CUDA_HOME": str(tmp_path), "PATH": os.environ["PATH"]})
+        cuda.toolkit([], {"CUDA_HOME": str(tmp_path), "PATH": os.environ["PATH"]})
     assert "CUDA_HOME=" in caught.value.remedy
 
 

@@ -250,4 +250,4 @@ def test_a_rank_with_gradients_on_a_device_keeps_all_from_summing_by_hosts(monke
 
     reasons = set(in_threads(local_transports(4), rank))
     assert len(reasons) == 1
-    assert ("coded on devices" if any(averse) else "no process sets") in reasons.pop()
+    assert ("as float32" if any(averse) else "no process sets") in reasons.pop()

@@ -183,8 +183,8 @@ class LayerwiseCarrier(Carrier):
         if self._looked_for == self._settings.topology:
             return
         # Only now is it certain that all ranks look.
-        on_device = bool(self.exchange.routes.placement.codecs)
-        self._hosts = self._find_hosts(self._settings, on_device)
+        leave = any(not codec.sends for codec in self.exchange.routes.placement.codecs)
+        self._hosts = self._find_hosts(self._settings, leave)
         self._looked_for = self._settings.topology
         if self._hosts is not None:
             self._replace_exchange(self._settings)
