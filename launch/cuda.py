@@ -47,13 +47,13 @@ class Toolchain:
         """Of Horovod's build, by its own documentation.
 
         Args:
-            scratch: folder to link the library in, under the name that the linker looks for. NCCL's
+            scratch: folder to link libraries in, under the names that the linker looks for. NCCL's
                 wheel has it with its number alone.
         """
         folder = scratch / "nccl"
         folder.mkdir()
         (folder / "libnccl.so").symlink_to(self.library)
-        return {
+        return self._wheels_libraries(scratch) | {
             "HOROVOD_GPU_OPERATIONS": "NCCL",
             "HOROVOD_CUDA_HOME": str(self.home),
             # What PyTorch and CMake's FindCUDAToolkit look at, so that nobody takes another one.
@@ -65,6 +65,19 @@ class Toolchain:
             "HOROVOD_NCCL_LINK": "SHARED",
         }
 
+    def _wheels_libraries(self, scratch: Path) -> dict[str, str]:
+        """The toolkit of NVIDIA's wheels has its libraries in lib, where neither nvcc nor CMake
+        looks, and has the shared ones with their number alone."""
+        if (self.home / "lib64").is_dir():
+            return {}
+        folder = scratch / "cuda-libraries"
+        folder.mkdir()
+        for library in sorted((self.home / "lib").glob("lib*")):
+            for name in {library.name, re.sub(r"\.so\..*", ".so", library.name)}:
+                if not (folder / name).exists():
+                    (folder / name).symlink_to(library)
+        return {"LIBRARY_PATH": str(folder), "CMAKE_LIBRARY_PATH": str(folder)}
+
 
 def find(packages: list[Path], environ: Mapping[str, str] = os.environ) -> Toolchain:
     """The toolchain for the PyTorch in one of these folders of packages.
@@ -72,7 +85,7 @@ def find(packages: list[Path], environ: Mapping[str, str] = os.environ) -> Toolc
     Raises:
         SetupError: a piece is missing or does not fit the others.
     """
-    home, cuda = toolkit(environ)
+    home, cuda = toolkit(packages, environ)
     torch_cuda(packages, cuda)
     include, library = nccl(packages, home, environ)
     return Toolchain(cuda, home, _nccl_version(include / "nccl.h"), include, library)
@@ -88,15 +101,16 @@ def packages(environment: Path) -> list[Path]:
     return folders
 
 
-def toolkit(environ: Mapping[str, str] = os.environ) -> tuple[Path, str]:
+def toolkit(packages: list[Path], environ: Mapping[str, str] = os.environ) -> tuple[Path, str]:
     """(folder, version) of the CUDA toolkit: $HOROVOD_CUDA_HOME, $CUDA_HOME, that of nvcc on PATH,
-    or /usr/local/cuda."""
+    that of NVIDIA's wheels beside PyTorch, or /usr/local/cuda."""
     named = [environ[name] for name in ("HOROVOD_CUDA_HOME", "CUDA_HOME") if environ.get(name)]
     on_path = shutil.which("nvcc", path=environ.get("PATH"))
     places = [Path(folder) for folder in named[:1]]
     if not places and on_path:
         places.append(Path(on_path).resolve().parents[1])
     if not named:
+        places += [top for p in packages for top in sorted((p / "nvidia").glob("cu*"))]
         places.append(Path("/usr/local/cuda"))
     for home in places:
         nvcc = home / "bin" / "nvcc"
@@ -109,7 +123,8 @@ def toolkit(environ: Mapping[str, str] = os.environ) -> tuple[Path, str]:
         f"no CUDA toolkit found (looked for bin/nvcc in {', '.join(map(str, places))}): Horovod's "
         "CUDA operations are compiled with it",
         "on a cluster: module load cuda; elsewhere https://developer.nvidia.com/cuda-downloads (of "
-        "the version that PyTorch is built for); or name its folder: CUDA_HOME=...",
+        "the version that PyTorch is built for); beside a PyTorch for CUDA 13 from PyPI: pip install "
+        "'cuda-toolkit[nvcc,cccl]'; or name its folder: CUDA_HOME=...",
     )
 
 
@@ -186,4 +201,4 @@ def _nccl_version(header: Path) -> str:
 
 
 def _major(home: Path) -> str:
-    return toolkit({"CUDA_HOME": str(home)})[1].partition(".")[0]
+    return toolkit([], {"CUDA_HOME": str(home)})[1].partition(".")[0]
