@@ -123,7 +123,7 @@ def toolkit(packages: list[Path], environ: Mapping[str, str] = os.environ) -> tu
         f"no CUDA toolkit found (looked for bin/nvcc in {', '.join(map(str, places))}): Horovod's "
         "CUDA operations are compiled with it",
         "on a cluster: module load cuda; elsewhere https://developer.nvidia.com/cuda-downloads (of "
-        "the version that PyTorch is built for); beside a PyTorch for CUDA 13 from PyPI: pip install "
+        "the version that PyTorch is built for); beside PyPI's PyTorch for CUDA 13: pip install "
         "'cuda-toolkit[nvcc,cccl]'; or name its folder: CUDA_HOME=...",
     )
 
