@@ -23,7 +23,7 @@ import horovod_qoda.torch as hvd  # noqa: E402
 WIDTH, STEPS = (16, int((sys.argv[4:] or ["2"])[0])) if CODED else (256, 12)
 
 
-def main(topology: str, dynamic: str, how: str = "", steps: str = "") -> None:
+def main(topology: str, dynamic: str, how: str = "", *_: str) -> None:
     hvd.init(process_sets="dynamic" if dynamic == "dynamic" else None)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.ReLU(), nn.Linear(2 * WIDTH, WIDTH))
