@@ -97,6 +97,7 @@ def encode_tail(codes, order, n, tables, lane, CLASSES: tl.constexpr):
         full = x >= (freq << 20)
         fits = (full & (n_words == TAIL_WORDS)) == 0
         moves = full & fits
+        # A sum: Triton 3.7's interpreter takes no constant minus a tensor.
         tail_words = tl.where((lane + n_words == TAIL_WORDS - 1) & moves, x & 0xFFFF, tail_words)
         n_words += moves.to(tl.int32)
         x = tl.where(moves, x >> 16, x)
@@ -106,7 +107,7 @@ def encode_tail(codes, order, n, tables, lane, CLASSES: tl.constexpr):
         going = (taken > 0) & (count < limit)
     # Entry 30 - n_words goes to lane 2, and so on.
     source = tl.arange(0, 32)[None, :]
-    chosen = source + n_words[:, None] == lane[:, None] + (TAIL_WORDS - 2)
+    chosen = source == lane[:, None] + (TAIL_WORDS - 2) - n_words[:, None]
     moved = tl.sum(tl.where(chosen, tail_words[None, :], 0).to(tl.uint32), axis=1)
     low = tl.where(lane == 0, x & 0xFFFF, tl.where(lane == 1, x >> 16, moved))
     return low + STATE_LOW, count
