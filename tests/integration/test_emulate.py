@@ -16,11 +16,21 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(bool(emulate.usable()), reason=emulate.usable() or "usable")
 
 
-def start(*words, **options):
-    command = [sys.executable, "launch/emulate.py", *map(str, words)]
+def ending_signals_end():
+    """Also where tests run under nohup, or in the background of a script that ignores Ctrl-C."""
+    for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(sign, signal.SIG_DFL)
+
+
+def start_python(*words, **options):
     return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
+        [sys.executable, *map(str, words)], cwd=ROOT, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, preexec_fn=ending_signals_end, **options,
+    )  # fmt: skip
+
+
+def start(*words, **options):
+    return start_python("launch/emulate.py", *words, **options)
 
 
 def leftovers(pid):
@@ -154,9 +164,7 @@ with emulate.cluster(2, None):
 
 
 def test_nothing_is_left_of_a_cluster_that_another_program_made_when_it_is_ended():
-    child = subprocess.Popen(
-        [sys.executable, "-c", HOLDER], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+    child = start_python("-c", HOLDER)
     assert child.stdout.readline() == "up\n" and leftovers(child.pid)
     child.terminate()
     child.communicate(timeout=120)
