@@ -36,6 +36,11 @@ def cuda(
     except ValueError as error:
         yield Finding("cuda", str(error), BROKEN, f"unset {placement.VARIABLE}")
         return
+    try:
+        small = placement.host_coded()
+    except ValueError as error:
+        yield Finding("cuda", str(error), BROKEN, f"unset {placement.HOST_CODED}")
+        return
     if not names:
         torch = f"PyTorch for CUDA {built_with}" if built_with else "PyTorch without CUDA"
         yield Finding("cuda", f"no device here ({torch}, {about}); gradients are coded by the CPU")
@@ -47,7 +52,8 @@ def cuda(
             yield Finding(
                 "cuda",
                 f"cuda:{index} ({name}): gradients are coded there by {about}, checked against "
-                "the native codec",
+                "the native codec"
+                + (f"; payloads of up to {small} symbols by the CPU" if small else ""),
             )
             continue
         yield Finding(

@@ -27,12 +27,13 @@ class DeviceCodec(Codec):
 
     Args:
         device: of CUDA, or the CPU where Triton's interpreter is on.
+        host_coded: see `horovod_qoda.kernels.Coder`.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, host_coded: int = 0) -> None:
         self.device: torch.device = device
         self.streams = kernels.Streams(device)
-        self.coder = kernels.Coder(device)
+        self.coder = kernels.Coder(device, host_coded)
 
     def zeros(self, size: int) -> torch.Tensor:
         with self.streams.working():

@@ -26,6 +26,18 @@ triton     as auto, and an error where it is not possible; with TRITON_INTERPRET
 =========  =========================================================================================
 """
 
+HOST_CODED = "HOROVOD_QODA_HOST_CODED"
+"""Payloads of at most so many symbols leave their device as symbols of a byte each, and the CPU
+codes them; 0 by default. For payloads that travel from pinned host memory."""
+
+
+def host_coded() -> int:
+    """Symbols of the largest payload that the CPU codes; raises ValueError for no such number."""
+    value = os.environ.get(HOST_CODED, "0")
+    if not (value.isascii() and value.isdigit()):
+        raise ValueError(f"{HOST_CODED}={value}: use a number of symbols, 65536 for example, or 0")
+    return int(value)
+
 
 def wanted() -> str:
     """``auto``, ``native`` or ``triton``; raises ValueError for anything else."""
@@ -58,6 +70,7 @@ class Placement:
     def __init__(self, layout: Layout, devices: Sequence[Any] | None) -> None:
         self._layout = layout
         self._devices = ["cpu"] * len(layout.layers) if devices is None else list(map(str, devices))
+        self._host_coded = host_coded()
         self._codecs: dict[str, DeviceCodec] = {}
         self._coded: Counter[str] = Counter()
         self._copied: Counter[tuple[str, str]] = Counter()
@@ -91,7 +104,7 @@ class Placement:
 
             from horovod_qoda.exchange.device import DeviceCodec
 
-            self._codecs[device] = DeviceCodec(torch.device(device))
+            self._codecs[device] = DeviceCodec(torch.device(device), self._host_coded)
         return self._codecs[device]
 
     def _why_host(self, plan: Buffer, devices: set[str], mode: str) -> str:
@@ -116,6 +129,13 @@ class Placement:
             f"gradients on {device} are coded there by Triton kernels ({buffers(count)})"
             for device, count in self._coded.items()
         ]
+        if self._coded and self._host_coded:
+            said.append(
+                f"{HOST_CODED}={self._host_coded} has no effect: payloads stay on their devices"
+                if all(codec.sends for codec in self._codecs.values())
+                else f"payloads of up to {self._host_coded} symbols are coded by the CPU, from "
+                f"symbols of a byte each ({HOST_CODED})"
+            )
         for (device, why), count in self._copied.items():
             said.append(
                 f"gradients on {device} are copied to the host as float32 and coded by the CPU "

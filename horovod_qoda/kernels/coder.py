@@ -42,9 +42,12 @@ class Coder:
 
     Args:
         device: a CUDA device; the CPU where Triton's interpreter is on (TRITON_INTERPRET=1).
+        host_coded: payloads that stay on the host and have at most so many symbols are coded by the
+            CPU, from symbols of a byte each in pinned memory. Never by default: from which size on
+            the device is faster has not been measured (docs/performance-gpu.md).
     """
 
-    def __init__(self, device: torch.device | str) -> None:
+    def __init__(self, device: torch.device | str, host_coded: int = 0) -> None:
         device = torch.device(device)
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
@@ -54,6 +57,7 @@ class Coder:
                 "horovod_qoda.coding for tensors in the CPU's memory"
             )
         self.device = device
+        self.host_coded = host_coded
         self.memory = Memory(device)
         self._geometries: dict[tuple[bytes, int], Geometry] = {}
         self._levels: dict[tuple[tuple[float, ...], ...], LevelTables] = {}

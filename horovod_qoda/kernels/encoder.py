@@ -3,12 +3,13 @@
 The host waits for the device three times (four with bucket norms), each time for a few KiB or for
 the payload itself: for the norms; for the sample's counts, from which it chooses tables as the CPU
 does; for the blocks' lengths; and for their checksums, with the bytes if those go to the host.
+Where the CPU codes the symbols (host_coder.py): for the norms, for counts and symbols in one, and
+for symbols beyond a byte, if there are any.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,41 +19,19 @@ import torch
 from horovod_qoda.coding.payload import KIND_CODED, KIND_RAW, Header, max_payload_bytes
 from horovod_qoda.coding.tables import Book
 from horovod_qoda.kernels import fields as f
-from horovod_qoda.kernels import meta, tables
+from horovod_qoda.kernels import host_coder, meta, tables
 from horovod_qoda.kernels.checksum import LANES, checksum_blocks
 from horovod_qoda.kernels.classes import IDS_EACH, find_ids, order_groups
-from horovod_qoda.kernels.coder import EXACT, ONE_WARP, Coder, LevelTables, call_words
-from horovod_qoda.kernels.geometry import BLOCK, GROUPS, RAW_RUN, SAMPLE_GROUPS, Geometry
-from horovod_qoda.kernels.pack import copy_pieces, pack_blocks
-from horovod_qoda.kernels.quantize import quantize_tiles
+from horovod_qoda.kernels.coder import EXACT, ONE_WARP, Coder, call_words
+from horovod_qoda.kernels.geometry import SAMPLE_GROUPS
+from horovod_qoda.kernels.job import Job, add_counts
+from horovod_qoda.kernels.pack import pack_blocks
 from horovod_qoda.kernels.rans import encode_streams
 from horovod_qoda.kernels.sample import count_all, count_sample
 from horovod_qoda.kernels.sides import find_kinds, find_sides
 
 PLAIN_INFO = 1 << 31
 TILE = 1024
-
-
-@dataclass
-class _Job:
-    """What the steps of one call share."""
-
-    coder: Coder
-    geometry: Geometry
-    levels: LevelTables
-    values: torch.Tensor
-    segments: np.ndarray
-    kinds: np.ndarray
-    sides: np.ndarray
-    code_at: np.ndarray
-    n_symbols: np.ndarray
-    there: dict[str, torch.Tensor]
-
-    def quantizer_arguments(self) -> tuple[torch.Tensor, ...]:
-        levels = self.levels
-        there = self.there
-        sides = (there["call"], there["inverse"], there["sides"])
-        return (*sides, levels.values, levels.inverse_gaps, levels.counts)
 
 
 def encode(
@@ -90,23 +69,23 @@ def encode(
                 "code_at": code_at,
             },
         )
-        job = _Job(
+        job = Job(
             coder, geometry, level_tables, values, segments, kinds, sides, code_at, n_symbols,
             uploaded,
         )  # fmt: skip
+        small = there is None and 0 < int(n_symbols.sum()) <= coder.host_coded
+        sent = host_coder.send(job) if small else None
         chosen = _choose_tables(job, book)
         middle = meta.front(
             segments, kinds, sides, geometry.side_at, chosen, level_tables.counts_host
         )
-        places = _code(job, chosen, histogram)
-        lengths, infos, body = _pack(job, places)
-        at = meta.HEADER_BYTES + len(middle) + 12 * len(lengths)
-        place = out if there is None else there
-        place[at : at + body.numel()].copy_(body, non_blocking=True)
-        checksums = coder.memory.download("checksums", _checksums(coder, body, lengths))
-        coder.memory.wait()
+        at = meta.HEADER_BYTES + len(middle) + 12 * (geometry.n_blocks + len(job.raw_lengths()))
+        if sent is not None and not any(table.shift for table in chosen):
+            rows = host_coder.code(job, sent, chosen, out.numpy()[at:], histogram)
+        else:
+            rows = _code_there(job, chosen, histogram, (out if there is None else there)[at:])
         length = meta.write(
-            out.numpy(), middle, header, segments, lengths, infos, checksums.view(np.uint32),
+            out.numpy(), middle, header, segments, rows,
             header.book_hash if book is None else book.hash,
             level_tables.checksum if len(levels) else 0,
         )  # fmt: skip
@@ -115,7 +94,7 @@ def encode(
     return length
 
 
-def _choose_tables(job: _Job, book: Book | None) -> list[tables.Table]:
+def _choose_tables(job: Job, book: Book | None) -> list[tables.Table]:
     memory, geometry = job.coder.memory, job.geometry
     sample = geometry.sample(job.kinds)
     n_types = len(geometry.types)
@@ -138,8 +117,24 @@ def _choose_tables(job: _Job, book: Book | None) -> list[tables.Table]:
     ]
 
 
+def _code_there(
+    job: Job,
+    chosen: list[tables.Table],
+    histogram: npt.NDArray[np.int64] | None,
+    to: torch.Tensor,
+) -> np.ndarray:
+    """Codes all blocks on the device and brings them to where the payload lies; their rows of the
+    block table, uint32 [blocks, 3]."""
+    places = _code(job, chosen, histogram)
+    lengths, infos, body = _pack(job, places)
+    to[: body.numel()].copy_(body, non_blocking=True)
+    checksums = job.coder.memory.download("checksums", _checksums(job.coder, body, lengths))
+    job.coder.memory.wait()
+    return np.stack([lengths, infos, checksums.view(np.uint32)], axis=1)
+
+
 def _code(
-    job: _Job, chosen: list[tables.Table], histogram: npt.NDArray[np.int64] | None
+    job: Job, chosen: list[tables.Table], histogram: npt.NDArray[np.int64] | None
 ) -> np.ndarray:
     """Symbols and streams of all blocks; returns what `pack_blocks` must know of each."""
     memory, geometry = job.coder.memory, job.geometry
@@ -165,26 +160,12 @@ def _code(
             "class_of_bin": tables.class_rows(chosen),
         },
     )
-    codes = memory.buffer("codes", n, torch.uint8)
-    exact = memory.buffer("exact", n, torch.float32)
+    n_counts = 0 if histogram is None else len(geometry.types) * 256
+    symbols = job.quantize(there["coding"], n_counts)
+    codes = symbols.codes
+    block_type = geometry.device["block_type"]
     words = memory.buffer("words", n, torch.int16)
     states = memory.buffer("states", n_blocks * 32, torch.int32)
-    n_segments = len(job.segments)
-    n_counters = n_blocks * f.COUNTER.value
-    n_counts = 0 if histogram is None else len(geometry.types) * 256
-    counters = memory.buffer("counters", n_counters + n_segments + n_counts, torch.int32)
-    counters.zero_()
-    bad = counters[n_counters:]
-    block_type = geometry.device["block_type"]
-    for q in geometry.tiles:
-        if q == 0:
-            continue
-        tile_piece = geometry.device[f"tile_piece{q}"]
-        quantize_tiles[(tile_piece.numel(),)](
-            job.values, codes, exact, counters, bad, tile_piece, geometry.device[f"tile_start{q}"],
-            geometry.device["pieces"], job.there["code_at"], there["coding"], block_type,
-            *job.quantizer_arguments(), QUANTIZER=q, GROUPS=GROUPS, num_warps=4, **EXACT,
-        )  # fmt: skip
     classes = bool((n_classes > 1).any())
     ids = memory.buffer("ids", n_blocks * 512, torch.uint8)
     order = memory.buffer("order", n_blocks * 512, torch.int32)
@@ -195,19 +176,19 @@ def _code(
         )  # fmt: skip
         order_groups[(n_blocks,)](there["places"], ids, order, num_warps=4)
     encode_streams[(n_blocks,)](
-        codes, order, there["places"], block_type, there["look_up"], words, states, counters,
-        CLASSES=classes, **ONE_WARP,
+        codes, order, there["places"], block_type, there["look_up"], words, states,
+        symbols.counters, CLASSES=classes, **ONE_WARP,
     )  # fmt: skip
     if histogram is not None:
         count_all[(n_blocks,)](
-            codes, exact, there["places"], block_type, bad[n_segments:], TILE=TILE, num_warps=4,
+            codes, symbols.exact, there["places"], block_type, symbols.more, TILE=TILE,
+            num_warps=4,
         )  # fmt: skip
-    found = memory.download("counters", counters)
+    found = memory.download("counters", symbols.counters)
     memory.wait()
-    _refuse_bad(found[n_counters : n_counters + n_segments])
+    per_block = job.block_counters(found)
     if histogram is not None:
-        _add_counts(histogram, geometry.types, found[n_counters + n_segments :])
-    per_block = found[:n_counters].reshape(n_blocks, f.COUNTER.value)
+        add_counts(histogram, geometry.types, found[-n_counts:])
     places[:, f.ESCAPES.value] = per_block[:, f.N_ESCAPES.value]
     places[:, f.FLOATS.value] = per_block[:, f.N_FLOATS.value]
     places[:, f.WORDS.value] = per_block[:, f.N_WORDS.value]
@@ -216,21 +197,7 @@ def _code(
     return places
 
 
-def _refuse_bad(bad: np.ndarray) -> None:
-    if bad.any():
-        raise ValueError(
-            f"segment {np.flatnonzero(bad)[0]}: values hold NaN or Inf but nonfinite is 0, or "
-            "value / step overflows"
-        )
-
-
-def _add_counts(histogram: np.ndarray, types: np.ndarray, counts: np.ndarray) -> None:
-    if histogram.ndim != 2 or histogram.shape[1] != 256 or (types >= len(histogram)).any():
-        raise ValueError("histogram must have shape [n_types, 256] with a row for every type")
-    histogram[types] += counts.reshape(len(types), 256)
-
-
-def _pack(job: _Job, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
+def _pack(job: Job, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
     """(lengths, infos, all blocks on the device); the body is still being written."""
     memory, geometry = job.coder.memory, job.geometry
     n, shift = places[:, f.SYMBOLS.value], places[:, f.SHIFT.value]
@@ -248,12 +215,9 @@ def _pack(job: _Job, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, torch.
     padded = (length + 3) // 4 * 4
     places[:, f.BODY_AT.value] = np.cumsum(padded) - padded
     coded_bytes = int(padded.sum())
-    runs, raw_values = _raw_runs(job, coded_bytes // 4)
+    raw_values = job.raw_values
     body = memory.buffer("body", (coded_bytes + 4 * raw_values + 15) // 16 * 16, torch.uint8)
-    arrays = {"places": places}
-    if raw_values:
-        arrays |= dict(zip(("from", "to", "n"), runs, strict=True))
-    there = memory.upload("places", arrays)
+    there = memory.upload("places", {"places": places})
     if coded_bytes:
         pack_blocks[(geometry.n_blocks,)](
             memory.buffer("codes", int(geometry.block_at[-1]), torch.uint8),
@@ -264,14 +228,8 @@ def _pack(job: _Job, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, torch.
             there["places"], body, body.view(torch.int16), body.view(torch.int32),
             TILE=TILE, num_warps=4,
         )  # fmt: skip
-    if raw_values:
-        copy_pieces[(there["n"].numel(),)](
-            job.values, body.view(torch.float32), there["from"], there["to"], there["n"],
-            TILE=RAW_RUN, num_warps=4,
-        )  # fmt: skip
-    raw_lengths = np.full(-(-raw_values // BLOCK), 4 * BLOCK, np.int64)
-    if raw_values % BLOCK:
-        raw_lengths[-1] = 4 * (raw_values % BLOCK)
+    job.copy_raw(body.view(torch.float32)[coded_bytes // 4 :])
+    raw_lengths = job.raw_lengths()
     lengths = np.concatenate([length, raw_lengths]).astype(np.uint32)
     infos = np.concatenate([info, np.zeros(len(raw_lengths), np.int64)]).astype(np.uint32)
     return lengths, infos, body[: coded_bytes + 4 * raw_values]
@@ -289,22 +247,6 @@ def _checksums(coder: Coder, body: torch.Tensor, lengths: np.ndarray) -> torch.T
             LANES=LANES, num_warps=8,
         )  # fmt: skip
     return out
-
-
-def _raw_runs(job: _Job, first: int) -> tuple[tuple[np.ndarray, ...], int]:
-    """((from, to, n) in floats, for runs of at most RAW_RUN), and their total."""
-    starts, targets, sizes = [], [], []
-    total = 0
-    for row in np.flatnonzero(job.kinds == KIND_RAW):
-        s = job.segments[row]
-        at = np.arange(0, int(s["numel"]), RAW_RUN, dtype=np.int64)
-        starts.append(int(s["offset"]) + at)
-        targets.append(first + total + at)
-        sizes.append(np.minimum(int(s["numel"]) - at, RAW_RUN))
-        total += int(s["numel"])
-    if not starts:
-        return (), 0
-    return tuple(np.concatenate(c).astype(np.int64) for c in (starts, targets, sizes)), total
 
 
 assert KIND_CODED == f.CODED.value and KIND_RAW == f.RAW.value

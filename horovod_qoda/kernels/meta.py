@@ -64,9 +64,7 @@ def write(
     middle: bytes,
     header: Header,
     segments: np.ndarray,
-    lengths: np.ndarray,
-    infos: np.ndarray,
-    checksums: np.ndarray,
+    rows: np.ndarray,
     book_hash: int,
     levels_crc: int,
 ) -> int:
@@ -75,19 +73,17 @@ def write(
     Args:
         out: uint8 of at least the payload's length.
         middle: of `front`.
-        lengths, infos, checksums: uint32 per block, raw blocks included.
+        rows: length, info and checksum of each block, raw ones included; uint32 [blocks, 3].
     """
     at = HEADER_BYTES + len(middle)
-    meta_bytes = at + 12 * len(lengths)
-    body = int(((lengths.astype(np.int64) + 3) // 4 * 4).sum())
-    rows = np.zeros((len(lengths), 3), "<u4")
-    rows[:, 0], rows[:, 1], rows[:, 2] = lengths, infos, checksums
+    meta_bytes = at + 12 * len(rows)
+    body = int(((rows[:, 0].astype(np.int64) + 3) // 4 * 4).sum())
     out[HEADER_BYTES:at] = np.frombuffer(middle, np.uint8)
-    out[at:meta_bytes] = rows.reshape(-1).view(np.uint8)
+    out[at:meta_bytes] = rows.astype("<u4").reshape(-1).view(np.uint8)
     head = _HEADER.pack(
         *(_MAGIC, _VERSION, HEADER_BYTES, meta_bytes + body, header.layout_hash, header.exchange),
         *(header.key, book_hash, int(segments["numel"].sum()), header.rank, header.chunk),
-        *(header.stage, len(segments), len(lengths), levels_crc),
+        *(header.stage, len(segments), len(rows), levels_crc),
         *(header.sum_sq, header.sum_sq_diff, header.aux, meta_bytes),
     )
     crc = _codec.crc32c(np.frombuffer(head, np.uint8))

@@ -33,6 +33,13 @@ class Table:
         return 1 if self.freqs is None else len(self.freqs)
 
     @property
+    def of_classes(self) -> np.ndarray:
+        """[classes, 256]; no row where the type has no symbols."""
+        if self.freqs is not None:
+            return self.freqs
+        return self.freq[None] if self.kind != _ABSENT else np.zeros((0, 256), np.uint16)
+
+    @property
     def code_range(self) -> tuple[int, int]:
         used = np.flatnonzero(self.freq[1:]) + 1
         return int(used[0]), int(used[-1])
@@ -106,7 +113,7 @@ def encoder_rows(tables: list[Table]) -> tuple[np.ndarray, np.ndarray]:
             continue
         low, high = table.code_range
         coding[row] = low - 128, high - 128, table.shift
-        freqs = (table.freq[None] if table.freqs is None else table.freqs).astype(np.uint64)
+        freqs = table.of_classes.astype(np.uint64)
         start = np.cumsum(freqs, axis=1) - freqs
         look_up[row, : len(freqs), :256] = start << np.uint64(16) | freqs
         reciprocal = np.uint64(1 << 32) // np.maximum(freqs, np.uint64(1))

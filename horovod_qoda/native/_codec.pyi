@@ -74,6 +74,13 @@ def choose_classes(
     most_bits: float,
 ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint8], float]: ...
 def coded_bits(freq: npt.NDArray[np.uint16], counts: npt.NDArray[np.uint64]) -> float: ...
+def code_symbols(
+    codes: npt.NDArray[np.uint8],
+    floats: npt.NDArray[np.float32],
+    runs: npt.NDArray[np.int64],
+    tables: Sequence[tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint8]]],
+    out: npt.NDArray[np.uint8],
+) -> tuple[int, npt.NDArray[np.uint32]]: ...
 def symbols(
     values: npt.NDArray[np.float32],
     segments: npt.NDArray[np.void],

@@ -65,8 +65,22 @@ inline std::optional<Book> to_book(const std::optional<Array<uint16_t>>& tables,
   return book;
 }
 
+// Of shape [256], or [tables, 256] with one range.
+inline std::vector<CodeTable> to_tables(const Array<uint16_t>& freq) {
+  std::vector<CodeTable> tables(static_cast<size_t>(freq.size() / 256));
+  for (size_t i = 0; i < tables.size(); ++i)
+    if (!make_table(freq.data() + 256 * i, tables[i]) || tables[i].low != tables[0].low ||
+        tables[i].high != tables[0].high)
+      throw std::invalid_argument("code tables are 256 frequencies on one range that sum to 4096");
+  if (freq.size() == 0 || freq.size() % 256 != 0)
+    throw std::invalid_argument("a code table has 256 frequencies");
+  return tables;
+}
+
 // What a coder on another device needs of this one (assembly.cpp).
 void bind_assembly(py::module_& m);
+// Symbols that another device made to blocks (code_symbols.cpp).
+void bind_code_symbols(py::module_& m);
 // Symbols without a coder (symbols.cpp).
 void bind_symbols(py::module_& m);
 

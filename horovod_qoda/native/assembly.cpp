@@ -120,18 +120,6 @@ uint32_t py_crc32c(const Array<uint8_t>& data, uint32_t crc) {
   return kernels().crc32c(crc, data.data(), static_cast<size_t>(data.size()));
 }
 
-// Of shape [256], or [tables, 256] with one range.
-std::vector<CodeTable> to_tables(const Array<uint16_t>& freq) {
-  std::vector<CodeTable> tables(static_cast<size_t>(freq.size() / 256));
-  for (size_t i = 0; i < tables.size(); ++i)
-    if (!make_table(freq.data() + 256 * i, tables[i]) || tables[i].low != tables[0].low ||
-        tables[i].high != tables[0].high)
-      throw std::invalid_argument("code tables are 256 frequencies on one range that sum to 4096");
-  if (freq.size() == 0 || freq.size() % 256 != 0)
-    throw std::invalid_argument("a code table has 256 frequencies");
-  return tables;
-}
-
 py::bytes py_serialize(const Array<uint16_t>& freq) {
   const std::vector<CodeTable> tables = to_tables(freq);
   const std::vector<uint8_t> bytes = serialize(tables.data(), tables.size());

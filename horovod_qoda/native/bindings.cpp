@@ -179,5 +179,6 @@ PYBIND11_MODULE(_codec, m) {
   m.def("normalize", &py_normalize, py::arg("counts").noconvert(), py::arg("exact"));
   m.def("philox", &py_philox, py::arg("counter").noconvert(), py::arg("key").noconvert());
   bind_assembly(m);
+  bind_code_symbols(m);
   bind_symbols(m);
 }

@@ -185,6 +185,33 @@ BlockEntry BlockWriter::finish(const Workspace& work, uint8_t* to) const {
   return {static_cast<uint32_t>(length), pack_info(escapes_, tail_)};
 }
 
+void write_row(uint8_t* row, BlockEntry entry, const uint8_t* at) {
+  store<uint32_t>(row, entry.length);
+  store<uint32_t>(row + 4, entry.info);
+  store<uint32_t>(row + 8, kernels().crc32c(0, at, padded4(entry.length)));
+}
+
+size_t write_blocks(BlockWriter* writers, const Workspace* work, size_t n, uint8_t* to,
+                    uint8_t* rows) {
+  EncodeJob jobs[2];
+  size_t n_jobs = 0;
+  for (size_t i = 0; i < n; ++i)
+    if (writers[i].has_job()) jobs[n_jobs++] = writers[i].job;
+  kernels().rans_encode(jobs, n_jobs);
+  size_t written = 0;
+  n_jobs = 0;
+  for (size_t i = 0; i < n; ++i) {
+    if (writers[i].has_job()) writers[i].job = jobs[n_jobs++];
+    uint8_t* at = to + written;
+    const BlockEntry entry = writers[i].finish(work[i], at);
+    const size_t bytes = padded4(entry.length);
+    std::memset(at + entry.length, 0, bytes - entry.length);
+    write_row(rows + i * kBlockEntryBytes, entry, at);
+    written += bytes;
+  }
+  return written;
+}
+
 BlockReader::BlockReader(const BlockTable& coding, const DecodeTable* lookups, BlockEntry entry,
                          const uint8_t* bytes, size_t n, Ahead ahead, Workspace& work)
     : table_(coding), bytes_(bytes), n_(n) {

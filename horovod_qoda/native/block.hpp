@@ -90,6 +90,14 @@ class BlockWriter {
   bool has_job_ = false;
 };
 
+// The streams of up to two blocks side by side, then their bytes one behind the other from `to` on
+// and their rows of the block table from `rows` on. Returns the bytes written, padding included: at
+// most 4 for every symbol.
+size_t write_blocks(BlockWriter* writers, const Workspace* work, size_t n, uint8_t* to,
+                    uint8_t* rows);
+// A row of the block table for bytes that lie at `at` with their padding.
+void write_row(uint8_t* row, BlockEntry entry, const uint8_t* at);
+
 // A block on its way from bytes to symbols. The rANS stream in between is a job of its own, so that
 // two blocks' streams can be decoded side by side.
 class BlockReader {

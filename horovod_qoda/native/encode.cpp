@@ -157,12 +157,6 @@ uint64_t Encoder::coded_symbols(const Block& block) const {
   return n;
 }
 
-void write_entry(uint8_t* to, BlockEntry entry, const uint8_t* bytes) {
-  store<uint32_t>(to, entry.length);
-  store<uint32_t>(to + 4, entry.info);
-  store<uint32_t>(to + 8, kernels().crc32c(0, bytes, padded4(entry.length)));
-}
-
 // Returns the number of escapes.
 size_t Encoder::quantize_block(const Block& block, Workspace& work) const {
   const CodeRange range = tables_[block.slot].coding.range();
@@ -192,13 +186,11 @@ void Encoder::count_block(const Block& block, size_t escapes, const Workspace& w
   for (size_t code = 0; code < 256; ++code) row[code] += static_cast<int64_t>(counts[code]);
 }
 
-// One or two blocks, one behind the other. Returns the bytes written, padding included: at most 4 for
-// every symbol. Meanwhile fetches the values of the worker's next blocks, which end at `last`.
+// One or two blocks. Returns the bytes written. Meanwhile fetches the values of the worker's next
+// blocks, which end at `last`.
 uint64_t Encoder::encode_blocks(size_t first, size_t n, size_t last, Workspace work[2],
                                 uint8_t* to) {
-  EncodeJob jobs[2];
   std::vector<BlockWriter> writers;
-  size_t n_jobs = 0;
   for (size_t i = 0; i < n; ++i) {
     const Block& block = plan_.blocks[first + i];
     const size_t escapes = quantize_block(block, work[i]);
@@ -206,21 +198,9 @@ uint64_t Encoder::encode_blocks(size_t first, size_t n, size_t last, Workspace w
     const ChosenTable& chosen = tables_[block.slot];
     writers.emplace_back(chosen.coding, chosen.class_of_bin, lookups_[block.slot].data(),
                          coded_symbols(block), escapes, next_values(first + n + i, last), work[i]);
-    if (writers.back().has_job()) jobs[n_jobs++] = writers.back().job;
   }
-  kernels().rans_encode(jobs, n_jobs);
-  uint64_t written = 0;
-  n_jobs = 0;
-  for (size_t i = 0; i < n; ++i) {
-    if (writers[i].has_job()) writers[i].job = jobs[n_jobs++];
-    uint8_t* at = to + written;
-    const BlockEntry entry = writers[i].finish(work[i], at);
-    const uint64_t bytes = padded4(entry.length);
-    std::memset(at + entry.length, 0, bytes - entry.length);
-    write_entry(out_ + block_table_ + (first + i) * kBlockEntryBytes, entry, at);
-    written += bytes;
-  }
-  return written;
+  return write_blocks(writers.data(), work, n, to,
+                      out_ + block_table_ + first * kBlockEntryBytes);
 }
 
 // The largest piece of one of the worker's next blocks.
@@ -272,8 +252,8 @@ uint64_t Encoder::write_raw_blocks(uint64_t at) {
   }
   uint8_t* entry = out_ + block_table_ + plan_.blocks.size() * kBlockEntryBytes;
   for (uint64_t block = start; block < at; block += 4 * kBlockSymbols, entry += kBlockEntryBytes)
-    write_entry(entry, {static_cast<uint32_t>(std::min(at - block, 4 * kBlockSymbols)), 0},
-                out_ + block);
+    write_row(entry, {static_cast<uint32_t>(std::min(at - block, 4 * kBlockSymbols)), 0},
+              out_ + block);
   return at;
 }
 

@@ -21,7 +21,13 @@ from horovod_qoda.coding import PayloadError  # noqa: E402
 from horovod_qoda.exchange import Exchange, frames, travel  # noqa: E402
 from horovod_qoda.exchange.codecs import HOST  # noqa: E402
 from horovod_qoda.exchange.device import DeviceCodec  # noqa: E402
-from horovod_qoda.exchange.placement import VARIABLE, Placement, why_not  # noqa: E402
+from horovod_qoda.exchange.placement import (  # noqa: E402
+    HOST_CODED,
+    VARIABLE,
+    Placement,
+    why_not,
+)
+from horovod_qoda.kernels import host_coder  # noqa: E402
 from horovod_qoda.kernels.check import equals_native  # noqa: E402
 from horovod_qoda.layout import build  # noqa: E402
 from horovod_qoda.settings import Settings  # noqa: E402
@@ -124,6 +130,35 @@ def test_means_sums_bytes_and_state_are_those_of_the_host(by, topology, shapes, 
     assert all(kind is DeviceCodec and not sends for *_, on in mine for kind, sends in on)
     assert not any(kind is DeviceCodec for *_, on in theirs for kind, _ in on)
     check_same(mine, theirs)
+
+
+def test_symbols_that_the_cpu_codes_make_the_same_exchange(by, monkeypatch):
+    settings = Settings(bits=4, topology="allgather", bucket_size=64, min_numel=64)
+    monkeypatch.setenv(HOST_CODED, str(1 << 20))
+    coded = []
+    code = host_coder.code
+    monkeypatch.setattr(host_coder, "code", lambda *a: coded.append(1) or code(*a))
+    by("triton")
+    mine = run(settings, SMALL, (1, 2))
+    assert coded, "the CPU coded nothing"
+    by("native")
+    check_same(mine, run(settings, SMALL, (1, 2)))
+
+
+def test_who_codes_small_payloads_is_said_and_no_number_is_refused(by, monkeypatch):
+    by("triton")
+    layout = build([("w", (40, 40), "torch.float32")], Settings(min_numel=64))
+    monkeypatch.setenv(HOST_CODED, "5000")
+    placement = Placement(layout, [DEVICE])
+    codec = placement.codec(layout.buffers[0])
+    assert codec.coder.host_coded == 5000
+    assert "up to 5000 symbols are coded by the CPU" in placement.describe()[1]
+    codec.sends = True
+    assert "has no effect: payloads stay on their devices" in placement.describe()[1]
+    for bad in ("-1", "64k", "", "1.5"):
+        monkeypatch.setenv(HOST_CODED, bad)
+        with pytest.raises(ValueError, match=f"{HOST_CODED}={bad}: use a number of symbols"):
+            Placement(layout, [DEVICE])
 
 
 @pytest.mark.slow

@@ -17,9 +17,17 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 pytest.importorskip("triton", reason="Triton is not installed: pip install horovod-qoda[gpu]")
 
+import horovod_qoda.native._codec as _codec  # noqa: E402
 from horovod_qoda import coding  # noqa: E402
 from horovod_qoda.coding import SEGMENT, Book, Header, PayloadError  # noqa: E402
-from horovod_qoda.kernels import Coder, copy_stats, decode, decode_sum, encode  # noqa: E402
+from horovod_qoda.kernels import (  # noqa: E402
+    Coder,
+    copy_stats,
+    decode,
+    decode_sum,
+    encode,
+    host_coder,
+)
 from horovod_qoda.quantization import exponential, uniform  # noqa: E402
 from tests import reference  # noqa: E402
 
@@ -68,12 +76,21 @@ def by_cpu(values, segments, header=HEADER, **settings):
     return out[: coding.encode(values, segments, header, out, **settings)]
 
 
-def by_kernels(coder, values, segments, header=HEADER, **settings):
-    poison(coder)
-    out = torch.full((coding.max_payload_bytes(segments),), 0x5A, dtype=torch.uint8)
+def by_kernels(coder, values, segments, header=HEADER, histogram=None, **settings):
+    """The payload of the kernels alone; the CPU has made the same of their symbols."""
     there = torch.from_numpy(values).to(coder.device)
-    length = encode(there, segments, header, out, coder=coder, **settings)
-    return out.numpy()[:length]
+    counts = [None if histogram is None else histogram.copy() for _ in range(2)]
+    made = []
+    for coder.host_coded, count in zip((1 << 30, 0), counts, strict=True):
+        poison(coder)
+        out = torch.full((coding.max_payload_bytes(segments),), 0x5A, dtype=torch.uint8)
+        length = encode(there, segments, header, out, coder=coder, histogram=count, **settings)
+        made.append(out.numpy()[:length])
+    np.testing.assert_array_equal(made[0], made[1], "coded by the CPU")
+    if histogram is not None:
+        np.testing.assert_array_equal(counts[0], counts[1])
+        histogram[:] = counts[1]
+    return made[1]
 
 
 def decoded_by_kernels(coder, payloads, segments, before, headers, **settings):
@@ -245,6 +262,61 @@ def test_agreed_tables_and_histogram(coder, rng):
     np.testing.assert_array_equal(there, out)
 
 
+def test_small_payloads_alone_are_coded_by_the_cpu(coder, rng, monkeypatch):
+    """Not where they are larger, stay on the device, have no symbols or send low bits apart."""
+    asked = []
+    code = host_coder.code
+    monkeypatch.setattr(host_coder, "code", lambda *a: asked.append(1) or code(*a))
+    one, n = rows({"numel": 90, "quantizer": 1, "step": 0.5}, {"numel": 9, "quantizer": 0})
+    fine, raw = one.copy(), one.copy()
+    fine["step"], raw["quantizer"] = 0.004, 0
+    values = rng.standard_normal(n).astype(np.float32)
+    room = coding.max_payload_bytes(one)
+    on_device = torch.empty(room, dtype=torch.uint8, device=coder.device)
+    for limit, segments, there, expected in (
+        (90, one, None, 1),
+        (89, one, None, 0),
+        (0, one, None, 0),
+        (90, one, on_device, 0),
+        (90, fine, None, 0),
+        (90, raw, None, 0),
+    ):
+        asked.clear()
+        coder.host_coded = limit
+        poison(coder)
+        out = torch.empty(room, dtype=torch.uint8)
+        x = torch.from_numpy(values).to(coder.device)
+        length = encode(x, segments, HEADER, out, there=there, coder=coder)
+        made = out if there is None else there.cpu()
+        np.testing.assert_array_equal(made.numpy()[:length], by_cpu(values, segments))
+        assert len(asked) == expected, (limit, segments["step"][0])
+    coder.host_coded = 0
+
+
+def test_symbols_that_do_not_fit_what_is_said_of_them_are_refused():
+    codes = np.array([128, 129, 0, 127], np.uint8)
+    freq = np.zeros((1, 256), np.uint16)
+    freq[0, [0, 127, 128, 129]] = 1024
+    table = (freq, np.zeros(29, np.uint8))
+    out, one = np.empty(16, np.uint8), np.ones(1, np.float32)
+    for floats, runs, tables, to, said in (
+        (one[:0], [[0, 4, 0]], [table], out, "fewer floats"),
+        (one, [[1, 4, 0]], [table], out, "outside codes"),
+        (one, [[-1, 4, 0]], [table], out, "outside codes"),
+        (one, [[0, 4, 1]], [table], out, "no table"),
+        (one, [[0, 4, 0]], [(freq[:0], table[1])], out, "no table"),
+        (one, [[0, 4, 0]], [(freq, table[1] + 1)], out, "class without table"),
+        (one, [[0, 4, 0]], [(freq, table[1][:28])], out, "one of them for every size"),
+        (one, [[0, 4, 0]], [(freq - freq, table[1])], out, "code tables"),
+        (one, [[0, 4, 0]], [table], out[:15], "15 bytes but up to 16"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            _codec.code_symbols(codes, floats, np.array(runs, np.int64), tables, to)
+    written, found = _codec.code_symbols(codes, one, np.array([[0, 4, 0]]), [table], out)
+    assert written == 16 and found[0, 0] == 16 and found[0, 1] == 1 << 31, "a plain block"
+    np.testing.assert_array_equal(out.view(np.float32), [0, 1, 1, -1])
+
+
 def test_sum_of_payloads_of_different_kinds(coder, rng):
     segments, n = rows(
         {"numel": 90, "quantizer": 1, "step": 0.5, "reconstruction": 1},
@@ -291,8 +363,11 @@ def test_values_that_are_not_finite_are_refused(coder, rng):
         segments, n = rows({"numel": 90, "quantizer": quantizer, "step": 0.5, "bucket": 16})
         values = rng.standard_normal(n).astype(np.float32)
         values[40] = np.inf
-        with pytest.raises(ValueError, match="segment 0"):
-            by_kernels(coder, values, segments, **settings)
+        there = torch.from_numpy(values).to(coder.device)
+        out = torch.empty(coding.max_payload_bytes(segments), dtype=torch.uint8)
+        for coder.host_coded in (1000, 0):
+            with pytest.raises(ValueError, match="segment 0"):
+                encode(there, segments, HEADER, out, coder=coder, **settings)
 
 
 def test_malformed_streams_are_refused(coder, rng):
