@@ -8,6 +8,7 @@ they wait for the device inside. A stage's bound is the time in which a device-t
 the stage's bytes (each input read once, each output written once); `share` is bound / measured. A
 whole exchange is that of one rank with itself, coded by the kernels and by the native codec; with
 those of two models' gradients goes a wire of 1, 10 and 100 Gbit/s, by arithmetic (_gpu_wire.py).
+Small payloads are coded by the device and by the CPU: from which size on the device is faster.
 """
 
 from __future__ import annotations
@@ -27,9 +28,12 @@ import _gpu_wire as wire
 import numpy as np
 import torch
 
+import horovod_qoda.native._codec as _codec
 from horovod_qoda import coding, kernels
 from horovod_qoda.coding import SEGMENT, Header
+from horovod_qoda.coding.payload import symbols
 from horovod_qoda.exchange import Exchange, placement
+from horovod_qoda.kernels.geometry import BLOCK
 from horovod_qoda.layout import build
 from horovod_qoda.quantization import step_factor, step_size, uniform
 from horovod_qoda.settings import Settings
@@ -37,6 +41,9 @@ from horovod_qoda.transport import local_transports
 
 WARM_UP, REPEATS = 3, 15
 LAYER = 4 << 20  # coordinates of a layer: a large matrix of a transformer
+
+SMALL = [4096, 16384, 65536, 2 * 65536, 4 * 65536, 8 * 65536, 16 * 65536]
+"""Symbols of payloads that the CPU may code faster than the device."""
 
 TARGETS = {"quantize_tiles": 0.6, "float32 -> payload": 0.25, "payloads -> sum": 0.25}
 """Shares of the copy bound that stages with these words in their names should reach."""
@@ -201,6 +208,49 @@ def measure(mb: float, bits: float, ranks: int, device: str) -> list[dict[str, o
     return found
 
 
+def small_payloads(sizes: list[int], bits: float, device: str) -> list[dict[str, float]]:
+    """float32 -> payload of one layer, coded by the device and by the CPU, in turns; ms."""
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    header = Header(1, 2, 0, 0, 0, 3)
+    found = []
+    for n in sizes:
+        values = torch.randn(n, device=device)
+        rows = layers(n, 1, values, bits)
+        out = kernels.pinned(rows)
+        coders = [kernels.Coder(device, host_coded) for host_coded in (0, n)]
+
+        def encode(coder, values=values, rows=rows, out=out):
+            return kernels.encode(values, rows, header, out, coder=coder)
+
+        there, here = zip(
+            *([median_s(lambda c=c: encode(c), wait) for c in coders] for _ in range(3)),
+            strict=True,
+        )
+        found.append({"symbols": n, "device_ms": 1e3 * min(there), "cpu_ms": 1e3 * min(here)})
+    return found
+
+
+def cpu_coder_s(n: int, bits: float) -> float:
+    """The CPU's part of such a payload: n symbols of a byte to coding blocks; needs no device."""
+    values = np.random.default_rng(1).standard_normal(n, np.float32)
+    rows = layers(n, 1, torch.from_numpy(values), bits)
+    codes = np.empty(n, np.uint8)
+    symbols(values, rows, Header(1, 2, 0, 0, 0, 3), codes)
+    freq = _codec.normalize(np.bincount(codes, minlength=256).astype(np.uint64), False)[None]
+    at = np.arange(0, n, BLOCK)
+    runs = np.stack([at, np.minimum(n - at, BLOCK), 0 * at], axis=1)
+    out, table = np.empty(4 * n, np.uint8), (freq, np.zeros(29, np.uint8))
+    large = np.full(np.count_nonzero(codes == 0), 1e6, np.float32)
+    return median_s(lambda: _codec.code_symbols(codes, large, runs, [table], out), lambda: None)
+
+
+def best_limit(found: list[dict[str, float]]) -> str:
+    """Up to which size the CPU has won at every size measured."""
+    won = itertools.takewhile(lambda row: row["cpu_ms"] < row["device_ms"], found)
+    limit = max((int(row["symbols"]) for row in won), default=0)
+    return f"payloads are coded fastest with {placement.HOST_CODED}={limit}"
+
+
 def verdicts(found: list[dict[str, object]]) -> list[str]:
     """Each target, and whether all stages that it is for reach it at all sizes."""
     lines = []
@@ -235,16 +285,27 @@ def main() -> None:
     for row in found:
         print(f"{row['mb']:6g} MiB  {row['stage']:52} {row['ms']:9.3f} ms  {row['share']:6.3f}")
     print(*verdicts(found if device == "cuda" else []), sep="\n")
+    small = small_payloads(SMALL if device == "cuda" else SMALL[:1], options.bits, device)
+    for n in SMALL:
+        ms = 1e3 * cpu_coder_s(n, options.bits)
+        print(f"{n:7d} symbols to coding blocks by one core of the CPU: {ms:.3f} ms")
+    for row in small:
+        print(
+            f"{row['symbols']:7d} symbols, float32 -> payload: coded by the device "
+            f"{row['device_ms']:.3f} ms, by the CPU {row['cpu_ms']:.3f} ms"
+        )
+    print(best_limit(small) if device == "cuda" else "who codes small payloads: not measured here")
     models = {"Transformer-XL": wire.transformer_xl(), "WGAN": wire.wgan()}
     exchanges = {}
     for model, shapes in models.items():
-        small = wire.shrunk(shapes, options.shrink) if options.shrink > 1 else shapes
-        exchanges[model] = exchange(small, options.bits, device, "triton")
+        shrunk = wire.shrunk(shapes, options.shrink) if options.shrink > 1 else shapes
+        exchanges[model] = exchange(shrunk, options.bits, device, "triton")
         print(*wire.report(model, exchanges[model], options.ranks), sep="\n")
     report = {
         "device": name or "none: Triton's interpreter",
         "torch": torch.__version__,
         "rows": found,
+        "small_payloads": small,
         "exchanges": {model: asdict(measured) for model, measured in exchanges.items()},
     }
     if options.json:

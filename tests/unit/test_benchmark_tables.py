@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib
 import json
 import math
 import os
@@ -147,3 +148,12 @@ def test_the_gpu_benchmark_runs_in_the_interpreter_and_says_that_no_device_is_th
     report = json.loads((tmp_path / "gpu.json").read_text())
     assert report["device"].startswith("none")
     assert set(report["exchanges"]) == {"Transformer-XL", "WGAN"}
+
+
+def test_the_cpu_codes_up_to_where_it_has_always_won(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    gpu = importlib.import_module("gpu")
+    times = [(4096, 0.2, 0.1), (65536, 0.3, 0.2), (131072, 0.3, 0.4), (262144, 0.5, 0.4)]
+    rows = [dict(zip(("symbols", "device_ms", "cpu_ms"), t, strict=True)) for t in times]
+    assert gpu.best_limit(rows).endswith("=65536") and gpu.best_limit(rows[2:]).endswith("=0")
