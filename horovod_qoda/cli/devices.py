@@ -92,6 +92,25 @@ def payloads(names: list[str], hvd: Any) -> Iterator[Finding]:
         yield Finding("payloads", f"{travel.FROM_HOST} ({how})")
 
 
+def leave_device(
+    names: list[str], hvd: Any, why_not: Callable[[str], str] = placement.why_not
+) -> bool:
+    """Whether gradients on these devices, summed on their host first, would leave them as float32.
+
+    They would where they are coded there and nothing travels as tensors; `find_hosts` asks for it.
+
+    Args:
+        hvd: ``horovod.torch``.
+        why_not: as for :func:`cuda`.
+    """
+    try:
+        mode, way = placement.wanted(), travel.wanted()
+    except ValueError:
+        return False  # a finding already
+    coded = bool(names) and mode != "native" and not why_not("cuda:0")
+    return coded and (way == "host" or bool(why_not_device(hvd, "cuda")))
+
+
 def _remedy(mode: str, triton: str) -> str:
     if mode == "native":
         return f"{placement.VARIABLE}=auto"

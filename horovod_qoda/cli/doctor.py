@@ -216,7 +216,7 @@ def _codec_alone(report: Report) -> None:
 
 
 def _between_ranks(report: Report, transport: Any, hvd: Any, quick: bool) -> None:
-    from horovod_qoda.cli import speed
+    from horovod_qoda.cli import devices, speed
     from horovod_qoda.settings import Settings
     from horovod_qoda.torch.hosts import find_hosts
 
@@ -230,7 +230,8 @@ def _between_ranks(report: Report, transport: Any, hvd: Any, quick: bool) -> Non
     machine = speed.machine(slowest, network, transport.size)
     report.measured["ranks"] = transport.size
     report.measured["machine"] = asdict(machine)
-    hosts = find_hosts(hvd.global_process_set, transport, Settings.resolve())
+    leave = devices.leave_device(devices.found_here()[0], hvd)
+    hosts = find_hosts(hvd.global_process_set, transport, Settings.resolve(), leave)
     picked = automatic(transport.size, hosts)
     seconds: dict[str, float] = {}
     if not quick:

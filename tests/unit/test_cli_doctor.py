@@ -228,3 +228,15 @@ def test_payloads_of_devices_say_how_they_travel(monkeypatch):
     monkeypatch.setenv("HOROVOD_QODA_PAYLOADS", "nccl")
     (refused,) = devices.payloads([], Built(True, 0))
     assert refused.status == BROKEN and "host or device" in refused.text
+
+
+def test_two_levels_are_not_promised_where_gradients_would_leave_their_devices(monkeypatch):
+    def leave(kernels="auto", way="host", names=("A",), built=(True, 22800), why=""):
+        monkeypatch.setenv("HOROVOD_QODA_KERNELS", kernels)
+        monkeypatch.setenv("HOROVOD_QODA_PAYLOADS", way)
+        return devices.leave_device(list(names), Built(*built), lambda device: why)
+
+    monkeypatch.delenv("HOROVOD_ENABLE_ASYNC_COMPLETION", raising=False)
+    assert leave() and leave(way="device", built=(False, 0))
+    assert not leave(way="device") and not leave(names=()) and not leave(why="no Triton")
+    assert not leave(kernels="native") and not leave(kernels="gpu") and not leave(way="nccl")
