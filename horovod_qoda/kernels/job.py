@@ -24,9 +24,8 @@ class Symbols:
     exact: torch.Tensor
     """float32, as long: k itself where the code is 0."""
     counters: torch.Tensor
-    """int32: [n_blocks, COUNTER], then one for each segment, then ``more``."""
-    bad: torch.Tensor
-    """Of the counters, those of the segments: 1 where a symbol is not finite."""
+    """int32: [n_blocks, COUNTER], then 1 for each segment with a symbol that is not finite, else 0,
+    then ``more``."""
     more: torch.Tensor
     """Of the counters, what the caller asked for."""
 
@@ -78,7 +77,7 @@ class Job:
                 self.there["code_at"], coding, geometry.device["block_type"],
                 *self.quantizer_arguments(), QUANTIZER=q, GROUPS=GROUPS, num_warps=4, **EXACT,
             )  # fmt: skip
-        return Symbols(codes, exact, counters, bad, more)
+        return Symbols(codes, exact, counters, more)
 
     def block_counters(self, found: np.ndarray) -> np.ndarray:
         """[n_blocks, COUNTER] of counters that have come to the host.
