@@ -53,7 +53,11 @@ def cuda(
                 "cuda",
                 f"cuda:{index} ({name}): gradients are coded there by {about}, checked against "
                 "the native codec"
-                + (f"; payloads of up to {small} symbols by the CPU" if small else ""),
+                + (
+                    f"; payloads of up to {small} symbols that leave from the host by the CPU"
+                    if small
+                    else ""
+                ),
             )
             continue
         yield Finding(

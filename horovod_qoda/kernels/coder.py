@@ -42,9 +42,10 @@ class Coder:
 
     Args:
         device: a CUDA device; the CPU where Triton's interpreter is on (TRITON_INTERPRET=1).
-        host_coded: payloads that stay on the host and have at most so many symbols are coded by the
-            CPU, from symbols of a byte each in pinned memory. Never by default: from which size on
-            the device is faster has not been measured (docs/performance-gpu.md).
+        host_coded: payloads that stay on the host and have at most so many symbols, raw values
+            counted too, are coded by the CPU, from symbols of a byte each in pinned memory. Never
+            by default: from which size on the device is faster has not been measured
+            (docs/performance-gpu.md).
     """
 
     def __init__(self, device: torch.device | str, host_coded: int = 0) -> None:

@@ -73,7 +73,8 @@ def encode(
             coder, geometry, level_tables, values, segments, kinds, sides, code_at, n_symbols,
             uploaded,
         )  # fmt: skip
-        small = there is None and 0 < int(n_symbols.sum()) <= coder.host_coded
+        sent_coordinates = int(geometry.block_at[-1]) + job.raw_values
+        small = there is None and n_symbols.any() and sent_coordinates <= coder.host_coded
         sent = host_coder.send(job) if small else None
         chosen = _choose_tables(job, book)
         middle = meta.front(

@@ -26,6 +26,9 @@ Coding to_coding(const TableArrays& arrays) {
   if (tables.size() > kMostClasses || class_of_bin.size() != py::ssize_t{kSizeBins})
     throw std::invalid_argument("a type has up to 4 classes, and one of them for every size");
   std::copy_n(class_of_bin.data(), kSizeBins, coding.class_of_bin.begin());
+  for (const CodeTable& table : tables)
+    if ((table.freq[0] == 0) != (tables[0].freq[0] == 0))
+      throw std::invalid_argument("some classes of a type have an escape and others do not");
   for (const uint8_t of_class : coding.class_of_bin)
     if (of_class >= tables.size()) throw std::invalid_argument("a size has a class without table");
   coding.table.table = tables[0];
@@ -63,6 +66,8 @@ size_t take_symbols(const uint8_t* codes, size_t n, const CodeTable& table, Larg
     work.escapes[escapes++] =
         codes[i] != 0 ? static_cast<float>(int{codes[i]} - kCodeZero) : large.take();
   }
+  if (escapes != 0 && table.freq[0] == 0)
+    throw std::invalid_argument("a symbol outside a table that has no escape");
   return escapes;
 }
 
@@ -121,6 +126,8 @@ py::tuple py_code_symbols(const Array<uint8_t>& codes, const Array<float>& float
                               row_bytes + b * kBlockEntryBytes);
     }
   }
+  if (large.next != large.end)
+    throw std::invalid_argument("more floats than symbols that need one");
   return py::make_tuple(written, rows);
 }
 

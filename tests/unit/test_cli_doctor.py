@@ -196,7 +196,10 @@ def test_devices_say_by_what_their_gradients_are_coded(monkeypatch):
     monkeypatch.setenv("HOROVOD_QODA_KERNELS", "auto")
     monkeypatch.setenv("HOROVOD_QODA_HOST_CODED", "65536")
     (small,) = devices.cuda(["A"], "12.8", lambda device: "")
-    assert small.status == OK and "payloads of up to 65536 symbols by the CPU" in small.text
+    assert (
+        small.status == OK
+        and "payloads of up to 65536 symbols that leave from the host" in small.text
+    )
     monkeypatch.setenv("HOROVOD_QODA_HOST_CODED", "64k")
     (refused,) = devices.cuda([], "12.8")
     assert refused.status == BROKEN and refused.remedy == "unset HOROVOD_QODA_HOST_CODED"

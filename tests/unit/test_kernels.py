@@ -274,12 +274,12 @@ def test_small_payloads_alone_are_coded_by_the_cpu(coder, rng, monkeypatch):
     room = coding.max_payload_bytes(one)
     on_device = torch.empty(room, dtype=torch.uint8, device=coder.device)
     for limit, segments, there, expected in (
-        (90, one, None, 1),
-        (89, one, None, 0),
+        (99, one, None, 1),
+        (98, one, None, 0),
         (0, one, None, 0),
-        (90, one, on_device, 0),
-        (90, fine, None, 0),
-        (90, raw, None, 0),
+        (99, one, on_device, 0),
+        (99, fine, None, 0),
+        (99, raw, None, 0),
     ):
         asked.clear()
         coder.host_coded = limit
@@ -298,6 +298,8 @@ def test_symbols_that_do_not_fit_what_is_said_of_them_are_refused():
     freq = np.zeros((1, 256), np.uint16)
     freq[0, [0, 127, 128, 129]] = 1024
     table = (freq, np.zeros(29, np.uint8))
+    certain, closed = np.zeros((2, 1, 256), np.uint16)
+    certain[0, 128], closed[0, [128, 129]] = 4096, 2048
     out, one = np.empty(16, np.uint8), np.ones(1, np.float32)
     for floats, runs, tables, to, said in (
         (one[:0], [[0, 4, 0]], [table], out, "fewer floats"),
@@ -308,6 +310,9 @@ def test_symbols_that_do_not_fit_what_is_said_of_them_are_refused():
         (one, [[0, 4, 0]], [(freq, table[1] + 1)], out, "class without table"),
         (one, [[0, 4, 0]], [(freq, table[1][:28])], out, "one of them for every size"),
         (one, [[0, 4, 0]], [(freq - freq, table[1])], out, "code tables"),
+        (np.ones(2, np.float32), [[0, 4, 0]], [table], out, "more floats"),
+        (one, [[0, 4, 0]], [(certain, table[1])], out, "no escape"),
+        (one, [[0, 4, 0]], [(closed, table[1])], out, "no escape"),
         (one, [[0, 4, 0]], [table], out[:15], "15 bytes but up to 16"),
     ):
         with pytest.raises(ValueError, match=said):
